@@ -1,0 +1,1 @@
+"""Prove what a trained ReLU network cannot do inside a region."""

@@ -1,0 +1,1 @@
+"""Train small ReLU networks to the global optimum through convex reformulations."""
