@@ -1,0 +1,25 @@
+"""Typed errors: each message says what was given, what was expected and what to do."""
+
+
+class ConvexNNError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class InvalidInputError(ConvexNNError, ValueError):
+    """Data or a setting has a value that the method cannot use (NaN, wrong shape, out of range)."""
+
+
+class InvalidTypeError(ConvexNNError, TypeError):
+    """An argument is of a type that cannot be read."""
+
+
+class UnsupportedNetworkError(ConvexNNError, TypeError):
+    """A torch module is not of the form Linear, ReLU, Linear."""
+
+
+class MissingDependencyError(ConvexNNError, ImportError):
+    """An optional package is needed for what was asked and is not installed."""
+
+
+class DeviceError(ConvexNNError, RuntimeError):
+    """The requested device is not present on this machine."""

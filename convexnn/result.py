@@ -1,0 +1,110 @@
+"""What training returns: status, trace and result, as frozen values."""
+
+import enum
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+class Status(enum.Enum):
+    """How a run ended; the value is the sentence a user reads."""
+
+    CONVERGED = "The gap is at most tol, and fresh starts confirmed it."
+    NULL = "Weight decay is at or above its null level: the zero network is optimal."
+    MAX_SECONDS = "The time limit was reached: this is the best network found, with its own gap."
+    MAX_ROUNDS = "The round limit was reached: this is the best network found, with its own gap."
+    STALLED = "No round improved the network or the bound any more: numerical accuracy is exhausted."
+    INTERRUPTED = "The run was interrupted: this is the best network found, with its own gap."
+    NON_FINITE = "A non-finite number appeared: this is the last network that was finite."
+
+
+@dataclass(frozen=True)
+class TraceEntry:
+    """One round of training."""
+
+    seconds: float  # since the start of the call
+    objective: float  # of the best network so far
+    bound: float  # the best lower bound so far (see TrainingResult.bound_kind)
+    n_neurons: int  # of the current network
+
+
+@dataclass(frozen=True)
+class OptimalityGap:
+    """How far a network can still be from the best two-layer ReLU network of any width.
+
+    ``bound_kind`` says what the lower bound is worth. ``"local-search"``: the largest correlation
+    of the dual point with a neuron was searched by local ascent from many starts; this is
+    evidence, not proof. A gap built on such a bound can be wrong when the search missed a neuron.
+    """
+
+    objective: float
+    bound: float
+    bound_kind: str
+    n_neurons: int
+    seconds: float
+
+    @property
+    def gap(self) -> float:
+        """Relative gap (objective - bound) / |objective|, never negative."""
+        return relative_gap(self.objective, self.bound)
+
+    def __str__(self) -> str:
+        return (
+            f"objective {self.objective:.8g}\n"
+            f"bound     {self.bound:.8g} ({self.bound_kind})\n"
+            f"gap       {self.gap:.2e} (relative)"
+        )
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained network and what is known about its optimality."""
+
+    network: torch.nn.Sequential  # Linear(d, k), ReLU, Linear(k, K)
+    objective: float  # J, recomputed from the network's weights
+    bound: float  # lower bound on J over all networks of any width
+    bound_kind: str  # "local-search": evidence, not proof
+    status: Status
+    n_neurons: int
+    seconds: float
+    n_rounds: int
+    method: str
+    loss: str
+    weight_decay: float
+    trace: tuple[TraceEntry, ...] = field(repr=False, default=())
+
+    @property
+    def gap(self) -> float:
+        """Relative gap (objective - bound) / |objective|, never negative."""
+        return relative_gap(self.objective, self.bound)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the network, as plain Python values (for JSON)."""
+        names = ("objective", "bound", "bound_kind", "gap", "n_neurons", "seconds", "n_rounds", "method", "loss")
+        out: dict[str, Any] = {name: getattr(self, name) for name in (*names, "weight_decay")}
+        out["status"] = self.status.name
+        out["message"] = self.status.value
+        out["trace"] = [vars(entry) for entry in self.trace]
+        return out
+
+    def to_json(self) -> str:
+        """The result without the network, as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        return (
+            f"status    {self.status.name}: {self.status.value}\n"
+            f"objective {self.objective:.8g}\n"
+            f"bound     {self.bound:.8g} ({self.bound_kind})\n"
+            f"gap       {self.gap:.2e} (relative)\n"
+            f"neurons   {self.n_neurons}\n"
+            f"seconds   {self.seconds:.2f} in {self.n_rounds} rounds"
+        )
+
+
+def relative_gap(objective: float, bound: float) -> float:
+    """(objective - bound) / |objective|, zero when both are zero, never negative."""
+    difference = max(objective - bound, 0.0)
+    return difference / abs(objective) if objective != 0.0 else (0.0 if difference == 0.0 else float("inf"))
