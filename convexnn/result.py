@@ -82,7 +82,17 @@ class TrainingResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the network, as plain Python values (for JSON)."""
-        names = ("objective", "bound", "bound_kind", "gap", "n_neurons", "seconds", "n_rounds", "method", "loss")
+        names = (
+            "objective",
+            "bound",
+            "bound_kind",
+            "gap",
+            "n_neurons",
+            "seconds",
+            "n_rounds",
+            "method",
+            "loss",
+        )
         out: dict[str, Any] = {name: getattr(self, name) for name in (*names, "weight_decay")}
         out["status"] = self.status.name
         out["message"] = self.status.value
