@@ -1,0 +1,58 @@
+"""The judge of optimality: dual bounds at a given point, by other code than made the point."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convexnn.neurons import Neurons
+from convexnn.pricing import Candidates, ColumnPairs, evaluate, search, starting_points
+from convexnn.problem import Problem
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A dual point, the neurons found for it and the bound that follows."""
+
+    V: Float[Tensor, "n K"]
+    candidates: Candidates
+    bound: float
+
+
+def dual_bound(problem: Problem, V: Float[Tensor, "n K"], maximum: float) -> float:
+    """D(s V) at the best s <= weight_decay / maximum.
+
+    This is a lower bound on the objective of every network where ``maximum`` is an upper bound of
+    M(V) = max ||V'(Xu)_+|| over the unit ball; V must lie in the domain of the dual, with 1'V = 0
+    where an output bias is trained.
+    """
+    limit = problem.weight_decay / maximum if maximum > 0 else 1e300
+    scale = problem.loss.best_scale(V, limit)
+    return float(problem.loss.dual_value(scale * V))
+
+
+def judge(
+    problem: Problem,
+    V: Float[Tensor, "n K"],
+    neurons: Neurons,
+    *,
+    n_starts: int,
+    generator: torch.Generator,
+    known: Float[Tensor, "m d"] | None = None,
+    pairs: ColumnPairs | None = None,
+) -> Judgement:
+    """The local-search bound at V from fresh starts, the network's own neurons and known directions."""
+    starts = starting_points(problem.X, V, neurons, n_starts, generator)
+    found = search(
+        problem.X,
+        V,
+        starts,
+        scale=problem.typical_activation(),
+        floor=0.9 * problem.weight_decay,
+        keep=120,
+        known=known,
+        pairs=pairs,
+    )
+    candidates = evaluate(problem.X, V, torch.cat([found.U, neurons.W]))
+    return Judgement(V, candidates, dual_bound(problem, V, candidates.best()))

@@ -1,0 +1,140 @@
+"""What every loss offers, and what separable losses share."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AbstractLoss(abc.ABC):
+    """A weighted sum of sample losses, L(F) = sum_i c_i l(F_i, Y_i), with sum_i c_i = 1.
+
+    With equal weights c_i = 1/n this is the mean loss of the training problem. The dual of the
+    training problem is max_V D(V) subject to max_{||u|| <= 1} ||V' (Xu)_+|| <= weight decay, with
+    D(V) = -sum_i c_i l*(-V_i / c_i) and, where an unregularised output bias is trained, 1'V = 0
+    (Pilanci & Ergen, ICML 2020).
+    """
+
+    targets: Float[Tensor, "n K"]
+    weights: Float[Tensor, " n"]
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def value(self, F: Float[Tensor, "n K"]) -> Float[Tensor, ""]:
+        """L(F)."""
+
+    @abc.abstractmethod
+    def negative_gradient(self, F: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """V = -dL/dF, a point of the domain of the dual."""
+
+    @abc.abstractmethod
+    def curvature(self, F: Float[Tensor, "n K"]) -> Tensor:
+        """What :meth:`hessian_product` and :meth:`quadratic_form` need of the point F."""
+
+    @abc.abstractmethod
+    def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """Second derivative of L at a point, applied to dF."""
+
+    @abc.abstractmethod
+    def quadratic_form(self, curvature: Tensor, A: Float[Tensor, "k K"]) -> Float[Tensor, "k n"]:
+        """a_j' H_i a_j for each row a_j of A and the K x K Hessian H_i of each sample."""
+
+    @abc.abstractmethod
+    def dual_value(self, V: Float[Tensor, "n K"]) -> Float[Tensor, ""]:
+        """D(V) for V inside the domain of the dual."""
+
+    @abc.abstractmethod
+    def best_scale(self, V: Float[Tensor, "n K"], limit: float) -> float:
+        """The s in [0, limit] with s V in the domain that maximises D(s V)."""
+
+    @abc.abstractmethod
+    def balance(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """A point of the domain near V with 1'V = 0, as an unregularised output bias demands."""
+
+    def smoothed(self, mu: float) -> Self:
+        """A twice differentiable loss within mu/2 above this one; smooth losses return themselves."""
+        del mu
+        return self
+
+    @property
+    @abc.abstractmethod
+    def largest_curvature(self) -> float:
+        """Largest second derivative of the sample loss l in its first argument."""
+
+    @property
+    def n_outputs(self) -> int:
+        """Number K of outputs."""
+        return self.targets.shape[1]
+
+    def optimal_bias(self, F: Float[Tensor, "n K"], max_steps: int = 50) -> Float[Tensor, " K"]:
+        """The constant b that minimises L(F + b), by damped Newton steps."""
+        bias = F.new_zeros(F.shape[1])
+        value = self.value(F)
+        for _ in range(max_steps):
+            step = self._bias_step(F + bias)
+            scale = 1.0
+            while scale > 1e-8 and self.value(F + bias + scale * step) > value:
+                scale *= 0.5
+            candidate = self.value(F + bias + scale * step)
+            if not candidate < value:
+                break
+            bias, value = bias + scale * step, candidate
+        return bias
+
+    def _bias_step(self, F: Float[Tensor, "n K"]) -> Float[Tensor, " K"]:
+        curvature = self.curvature(F)
+        ones = torch.eye(F.shape[1], dtype=F.dtype, device=F.device)
+        H = torch.stack([self.hessian_product(curvature, row.expand_as(F)).sum(0) for row in ones])
+        ridge = 1e-12 * torch.trace(H) + torch.finfo(F.dtype).tiny
+        return torch.linalg.solve(H + ridge * ones, self.negative_gradient(F).sum(0))
+
+
+class AbstractSeparableLoss(AbstractLoss):
+    """Losses whose Hessian is diagonal: ``curvature`` is that diagonal, n x K."""
+
+    def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """Second derivative of L at a point, applied to dF."""
+        return curvature * dF
+
+    def quadratic_form(self, curvature: Tensor, A: Float[Tensor, "k K"]) -> Float[Tensor, "k n"]:
+        """a_j' H_i a_j for each row a_j of A and each sample i."""
+        return (A * A) @ curvature.T
+
+
+class AbstractMarginLoss(AbstractSeparableLoss):
+    """Binary losses of the margin y f, y in {-1, +1}, whose dual lives in 0 <= y_i v_i / c_i <= 1."""
+
+    def box_coordinates(self, V: Float[Tensor, "n 1"]) -> Float[Tensor, "n 1"]:
+        """q_i = y_i v_i / c_i, in [0, 1] inside the domain."""
+        return self.targets * V / self.weights[:, None]
+
+    def balance(self, V: Float[Tensor, "n 1"]) -> Float[Tensor, "n 1"]:
+        """Scale the larger of the two classes' sums down, which keeps every q_i in [0, 1]."""
+        positive = torch.where(self.targets > 0, V, 0.0).sum()
+        negative = -torch.where(self.targets < 0, V, 0.0).sum()
+        smaller = torch.minimum(positive, negative)
+        up = torch.where(positive > smaller, smaller / positive, 1.0)
+        down = torch.where(negative > smaller, smaller / negative, 1.0)
+        return V * torch.where(self.targets > 0, up, down)
+
+    def domain_scale(self, V: Float[Tensor, "n 1"], limit: float) -> float:
+        """The largest s <= limit that keeps s V in the domain."""
+        largest = float(self.box_coordinates(V).max())
+        return limit if largest * limit <= 1.0 else 1.0 / largest
+
+
+def maximise_concave(derivative: Callable[[float], float], upper: float, steps: int = 60) -> float:
+    """Bisect the root of a non-increasing derivative on [0, upper]."""
+    low, high = 0.0, upper
+    if derivative(high) >= 0:
+        return high
+    for _ in range(steps):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if derivative(middle) > 0 else (low, middle)
+    return low

@@ -1,0 +1,114 @@
+"""The convex step: amplitudes of fixed neurons, min L(Phi A + b) + weight_decay sum_j ||A_j||."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convexnn.losses import AbstractLoss
+
+
+def signed_amplitudes(
+    features: Float[Tensor, "n k"],
+    loss: AbstractLoss,
+    weight_decay: float,
+    amplitudes: Float[Tensor, " k"],
+    bias: Float[Tensor, "1"] | None,
+    max_steps: int = 40,
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "1"] | None]:
+    """Non-negative amplitudes of features that carry their sign, by projected Newton steps."""
+    a = amplitudes.clamp(min=0.0)
+    b = bias
+    value = _value(features, loss, weight_decay, a, b)
+    for _ in range(max_steps):
+        F = _output(features, a, b)
+        V = loss.negative_gradient(F)[:, 0]
+        g = weight_decay - features.T @ V
+        free = (a > 1e-12) | (g < -1e-12)
+        residual = torch.where(a > 0, g, g.clamp(max=0.0)).abs().max()
+        if residual < 1e-9 * weight_decay and (b is None or abs(float(V.sum())) < 1e-12):
+            break
+        step, b_step = _newton_direction(
+            features[:, free], loss.curvature(F)[:, 0], g[free], V, b is not None
+        )
+        moved = _projected_search(features, loss, weight_decay, (a, b, value), (free, g, step, b_step))
+        if moved is None:
+            break
+        a, b, value = moved
+    return a, b
+
+
+def _output(features: Tensor, a: Tensor, b: Tensor | None) -> Tensor:
+    F = features @ a[:, None]
+    return F if b is None else F + b
+
+
+def _value(features: Tensor, loss: AbstractLoss, weight_decay: float, a: Tensor, b: Tensor | None) -> float:
+    return float(loss.value(_output(features, a, b)) + weight_decay * a.sum())
+
+
+def _newton_direction(
+    features: Tensor, h: Tensor, g: Tensor, V: Tensor, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    if with_bias:
+        features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+        g = torch.cat([g, -V.sum()[None]])
+    H = features.T @ (features * h[:, None])
+    diagonal = H.diagonal()
+    diagonal += 1e-9 * diagonal.mean() + torch.finfo(H.dtype).tiny
+    step = -torch.linalg.solve(H, g)
+    return (step[:-1], step[-1:]) if with_bias else (step, None)
+
+
+def _projected_search(
+    features: Tensor,
+    loss: AbstractLoss,
+    weight_decay: float,
+    point: tuple[Tensor, Tensor | None, float],
+    direction: tuple[Tensor, Tensor, Tensor, Tensor | None],
+) -> tuple[Tensor, Tensor | None, float] | None:
+    a, b, value = point
+    free, g, step, b_step = direction
+    scale = 1.0
+    for _ in range(20):
+        trial = a.clone()
+        trial[free] = (a[free] + scale * step).clamp(min=0.0)
+        b_trial = b if b is None or b_step is None else b + scale * b_step
+        new = _value(features, loss, weight_decay, trial, b_trial)
+        if new < value - 1e-6 * abs(float(g @ (trial - a))):
+            return trial, b_trial, new
+        scale *= 0.5
+    return None
+
+
+def group_amplitudes(
+    features: Float[Tensor, "n k"],
+    loss: AbstractLoss,
+    weight_decay: float,
+    amplitudes: Float[Tensor, "k K"],
+    bias: Float[Tensor, " K"] | None,
+    max_steps: int = 60,
+) -> tuple[Float[Tensor, "k K"], Float[Tensor, " K"] | None]:
+    """Output rows of fixed neurons by FISTA with restart on the group penalty."""
+    with_bias = bias is not None
+    Phi = torch.cat([features, torch.ones_like(features[:, :1])], 1) if with_bias else features
+    A = torch.cat([amplitudes, bias[None]]) if bias is not None else amplitudes
+    k = len(amplitudes)
+    step = 1.0 / _lipschitz(Phi, loss)
+    Z, t = A, 1.0
+    for _ in range(max_steps):
+        Y = Z + step * (Phi.T @ loss.negative_gradient(Phi @ Z))
+        shrink = (1 - weight_decay * step / Y[:k].norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(min=0.0)
+        new = torch.cat([Y[:k] * shrink, Y[k:]])
+        if float(((Z - new) * (new - A)).sum()) > 0:
+            t = 1.0
+        t_next = 0.5 * (1 + (1 + 4 * t * t) ** 0.5)
+        Z = new + ((t - 1) / t_next) * (new - A)
+        A, t = new, t_next
+    return (A[:k], A[k]) if with_bias else (A, None)
+
+
+def _lipschitz(Phi: Tensor, loss: AbstractLoss) -> float:
+    """Largest eigenvalue of Phi' diag(c) Phi times the curvature of the sample loss."""
+    weighted = Phi * loss.weights[:, None].sqrt()
+    gram = weighted.T @ weighted if Phi.shape[1] < Phi.shape[0] else weighted @ weighted.T
+    return 1.01 * loss.largest_curvature * float(torch.linalg.eigvalsh(gram)[-1].clamp(min=1e-300))

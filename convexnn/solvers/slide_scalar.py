@@ -1,0 +1,223 @@
+"""Sliding, one output: all neurons move at once by a primal-dual smoothed Newton method.
+
+Variables z_j = |a_j| u_j with fixed signs s_j, and the output bias b:
+min L(sum_j s_j (X z_j)_+ + b) + weight_decay sum_j ||z_j||.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convexnn.losses import AbstractLoss
+from convexnn.neurons import Neurons
+from convexnn.pricing import ColumnPairs
+from convexnn.problem import Problem
+from convexnn.solvers.smoothing import Activations, Levels, dual_slope, squared_widths
+
+_DENSE_LIMIT = 1100  # unknowns up to which the Newton system is factorised
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What stays fixed at one level of smoothing."""
+
+    problem: Problem
+    loss: AbstractLoss
+    signs: Float[Tensor, "k 1"]
+    E2: Float[Tensor, "k 1"]
+    norm_floor: float  # smooths ||z|| at zero
+
+
+@dataclass(frozen=True)
+class _Point:
+    Z: Float[Tensor, "k d"]
+    bias: Float[Tensor, "1"]
+    act: Activations
+    F: Float[Tensor, "n 1"]
+    norms: Float[Tensor, " k"]
+    value: float
+
+
+def slide_scalar(
+    problem: Problem, neurons: Neurons, levels: Levels, *, pairs: ColumnPairs | None, max_steps: int = 60
+) -> tuple[Neurons, Float[Tensor, "n 1"]]:
+    """Neurons at a stationary point for their pattern of kinks, and the dual point V there."""
+    masses, signs = neurons.masses(), torch.sign(neurons.A)
+    Z = neurons.W * (masses / neurons.W.norm(dim=1))[:, None]
+    level: float | None = levels.start
+    setting = _setting(problem, signs, Z, levels.start)
+    point = _evaluate(setting, Z, neurons.bias, Z @ problem.X.T)
+    W = point.act.T / point.act.Q
+    for _ in range(max_steps):
+        direction, slope = _newton_direction(setting, point, W, pairs)
+        moved, W = _advance(setting, point, W, direction, slope)
+        stuck = moved is None
+        point = moved or point
+        if stuck or -slope < _tolerance(setting, point):
+            level = levels.next(level)
+            if level is None:
+                break
+            setting = _setting(problem, signs, point.Z, level)
+            point = _evaluate(setting, point.Z, point.bias, point.act.T)
+    V = problem.dual_point(point.F, setting.loss)
+    return _to_neurons(point, signs), V
+
+
+def _setting(problem: Problem, signs: Tensor, Z: Tensor, level: float) -> _Setting:
+    norms = Z.norm(dim=1)
+    E2 = squared_widths(norms, level, problem.typical_activation())
+    floor = 1e-2 * level * float(norms.max()) + 1e-14
+    return _Setting(problem, problem.loss.smoothed(level), signs, E2, floor)
+
+
+def _evaluate(setting: _Setting, Z: Tensor, bias: Tensor, T: Tensor) -> _Point:
+    act = Activations.at(T, setting.E2)
+    F = act.doubled().T @ (0.5 * setting.signs) + bias
+    norms = torch.sqrt((Z * Z).sum(1) + setting.norm_floor**2)
+    value = float(setting.loss.value(F) + setting.problem.weight_decay * norms.sum())
+    return _Point(Z, bias, act, F, norms, value)
+
+
+def _newton_direction(
+    setting: _Setting, point: _Point, W: Tensor, pairs: ColumnPairs | None
+) -> tuple[tuple[Tensor, Tensor], float]:
+    X, wd = setting.problem.X, setting.problem.weight_decay
+    V = setting.loss.negative_gradient(point.F)[:, 0]
+    h = setting.loss.curvature(point.F)[:, 0]
+    R = point.act.T / point.act.Q
+    active = 0.5 * (1 + R) * setting.signs
+    G = wd * point.Z / point.norms[:, None] - (V * active) @ X
+    g_bias = -V.sum() if setting.problem.output_bias else None
+    kinks = 0.5 * (-V * setting.signs).clamp(min=0.0) * dual_slope(W, R, point.act.Q)
+    if point.Z.numel() <= _DENSE_LIMIT:
+        P, p_bias = _solve_dense(X, (active, h, kinks), (point, wd), (G, g_bias), pairs)
+    else:
+        P, p_bias = _solve_iterative(X, (active, h, kinks), (point, wd), (G, g_bias), pairs)
+    slope = float((G * P).sum()) + (float(g_bias * p_bias) if g_bias is not None else 0.0)
+    return (P, p_bias), slope
+
+
+def _blocks(X: Tensor, curvature: Tensor, point: _Point, wd: float, pairs: ColumnPairs | None) -> Tensor:
+    """X'diag(kinks)X + weight_decay (I/q - zz'/q^3), neuron by neuron."""
+    if pairs is not None:
+        blocks = pairs.hessians(curvature)
+    else:
+        blocks = torch.stack([X.T @ (row[:, None] * X) for row in curvature])
+    unit = point.Z / point.norms[:, None]
+    blocks -= (wd / point.norms)[:, None, None] * (unit[:, :, None] * unit[:, None, :])
+    blocks.diagonal(dim1=1, dim2=2).add_((wd / point.norms)[:, None])
+    return blocks
+
+
+def _solve_dense(
+    X: Tensor,
+    curvatures: tuple[Tensor, Tensor, Tensor],
+    scaled: tuple[_Point, float],
+    gradient: tuple[Tensor, Tensor | None],
+    pairs: ColumnPairs | None,
+) -> tuple[Tensor, Tensor]:
+    active, h, kinks = curvatures
+    G, g_bias = gradient
+    (k, d), n = G.shape, len(h)
+    root = h.sqrt()
+    J = ((active * root)[:, None, :] * X.T).reshape(k * d, n)
+    if g_bias is not None:
+        J = torch.cat([J, root[None]])
+    H = J @ J.T
+    blocks = _blocks(X, kinks, *scaled, pairs)
+    for j in range(k):
+        H[j * d : (j + 1) * d, j * d : (j + 1) * d] += blocks[j]
+    H.diagonal().add_(1e-12 * H.diagonal().mean())
+    g = G.reshape(-1) if g_bias is None else torch.cat([G.reshape(-1), g_bias[None]])
+    factor, info = torch.linalg.cholesky_ex(H)
+    if int(info) != 0:
+        H.diagonal().add_(1e-8 * H.diagonal().mean())
+        factor, _ = torch.linalg.cholesky_ex(H)
+    p = -torch.cholesky_solve(g[:, None], factor)[:, 0]
+    return p[: k * d].reshape(k, d), p[k * d :] if g_bias is not None else p.new_zeros(1)
+
+
+def _solve_iterative(
+    X: Tensor,
+    curvatures: tuple[Tensor, Tensor, Tensor],
+    scaled: tuple[_Point, float],
+    gradient: tuple[Tensor, Tensor | None],
+    pairs: ColumnPairs | None,
+    max_steps: int = 60,
+) -> tuple[Tensor, Tensor]:
+    """Conjugate gradients, preconditioned by the diagonal blocks and by the bias' own curvature."""
+    active, h, kinks = curvatures
+    G, g_bias = gradient
+    point, wd = scaled
+    norms, unit = point.norms[:, None], point.Z / point.norms[:, None]
+    with_bias = g_bias is not None
+    inverse = _block_preconditioner(X, kinks + active * active * h, point, wd, pairs)
+    bias_inverse = 1.0 / h.sum()
+
+    def product(P: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        TP = P @ X.T
+        y = h * ((active * TP).sum(0) + p)
+        out = (active * y + kinks * TP) @ X
+        out += (wd / norms) * (P - unit * (unit * P).sum(1, keepdim=True))
+        return out, y.sum()[None] if with_bias else torch.zeros_like(p)
+
+    zero = G.new_zeros(1)
+    x, xb = torch.zeros_like(G), zero
+    r, rb = -G, -g_bias[None] if g_bias is not None else zero
+    y, yb = inverse(r), rb * bias_inverse
+    p, pb = y, yb
+    rz = (r * y).sum() + (rb * yb).sum()
+    first = rz
+    for _ in range(max_steps):
+        Ap, Apb = product(p, pb)
+        step = rz / ((p * Ap).sum() + (pb * Apb).sum()).clamp(min=1e-300)
+        x, xb, r, rb = x + step * p, xb + step * pb, r - step * Ap, rb - step * Apb
+        y, yb = inverse(r), rb * bias_inverse
+        new = (r * y).sum() + (rb * yb).sum()
+        if new < 1e-4 * first:
+            break
+        p, pb = y + (new / rz) * p, yb + (new / rz) * pb
+        rz = new
+    return x, xb
+
+
+def _block_preconditioner(X: Tensor, curvature: Tensor, point: _Point, wd: float, pairs: ColumnPairs | None):  # noqa: ANN202
+    if pairs is None:
+        diagonal = curvature @ (X * X) + (wd / point.norms)[:, None]
+        return lambda r: r / diagonal
+    blocks = _blocks(X, curvature, point, wd, pairs)
+    diagonal = blocks.diagonal(dim1=1, dim2=2)
+    diagonal += 1e-12 * diagonal.mean()
+    factor, _ = torch.linalg.cholesky_ex(blocks)
+    return lambda r: torch.cholesky_solve(r[:, :, None], factor)[:, :, 0]
+
+
+def _advance(
+    setting: _Setting, point: _Point, W: Tensor, direction: tuple[Tensor, Tensor], slope: float
+) -> tuple[_Point | None, Tensor]:
+    P, p_bias = direction
+    TP = P @ setting.problem.X.T
+    step = 1.0
+    for _ in range(15):
+        trial = _evaluate(setting, point.Z + step * P, point.bias + step * p_bias, point.act.T + step * TP)
+        if trial.value <= point.value + 1e-4 * step * slope + 1e-15 * abs(point.value):
+            R = point.act.T / point.act.Q
+            dW = dual_slope(W, R, point.act.Q) * TP - (W - R)
+            return trial, (W + step * dW).clamp(-0.99999999, 0.99999999)
+        step *= 0.5
+    return None, W
+
+
+def _tolerance(setting: _Setting, point: _Point) -> float:
+    """Go on to the next level once the decrement is small against the error of smoothing."""
+    V = setting.loss.negative_gradient(point.F)[:, 0]
+    error = float(((-V * setting.signs).clamp(min=0.0) * point.act.smoothing_error()).sum())
+    return max(0.02 * error, 1e-10 * abs(point.value))
+
+
+def _to_neurons(point: _Point, signs: Tensor) -> Neurons:
+    norms = point.Z.norm(dim=1, keepdim=True)
+    root = norms.sqrt().clamp(min=1e-150)
+    return Neurons(point.Z / root, signs * root, point.bias)

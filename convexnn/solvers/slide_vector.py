@@ -1,0 +1,188 @@
+"""Sliding, several outputs: first- and second-layer weights move together.
+
+min L(r(X W') A + b) + (weight_decay / 2) (||W||^2 + ||A||^2) by the primal-dual smoothed Newton
+method, its steps from preconditioned conjugate gradients.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convexnn.losses import AbstractLoss
+from convexnn.neurons import Neurons
+from convexnn.pricing import ColumnPairs
+from convexnn.problem import Problem
+from convexnn.solvers.smoothing import Activations, Levels, dual_slope, squared_widths
+
+Block = tuple[Tensor, Tensor, Tensor]  # parts for W, A and the bias
+
+
+@dataclass(frozen=True)
+class _Setting:
+    problem: Problem
+    loss: AbstractLoss
+    E2: Float[Tensor, "k 1"]
+
+
+@dataclass(frozen=True)
+class _Point:
+    neurons: Neurons
+    act: Activations
+    H: Float[Tensor, "k n"]  # smoothed activations r(T)
+    F: Float[Tensor, "n K"]
+    value: float
+
+
+def slide_vector(
+    problem: Problem, neurons: Neurons, levels: Levels, *, pairs: ColumnPairs | None, max_steps: int = 40
+) -> tuple[Neurons, Float[Tensor, "n K"]]:
+    """Neurons near a stationary point for their pattern of kinks, and the dual point V there."""
+    level: float | None = levels.start
+    setting = _setting(problem, neurons, levels.start)
+    point = _evaluate(setting, neurons, neurons.W @ problem.X.T)
+    dual = point.act.T / point.act.Q
+    for _ in range(max_steps):
+        direction, TP, slope = _newton_direction(setting, point, dual, pairs)
+        moved, dual = _advance(setting, point, dual, direction, TP, slope)
+        stuck = moved is None
+        point = moved or point
+        if stuck or -slope < _tolerance(setting, point):
+            level = levels.next(level)
+            if level is None:
+                break
+            setting = _setting(problem, point.neurons, level)
+            point = _evaluate(setting, point.neurons, point.act.T)
+    return point.neurons, problem.dual_point(point.F, setting.loss)
+
+
+def _setting(problem: Problem, neurons: Neurons, level: float) -> _Setting:
+    E2 = squared_widths(neurons.W.norm(dim=1), level, problem.typical_activation())
+    return _Setting(problem, problem.loss.smoothed(level), E2)
+
+
+def _evaluate(setting: _Setting, neurons: Neurons, T: Tensor) -> _Point:
+    act = Activations.at(T, setting.E2)
+    H = 0.5 * act.doubled()
+    F = H.T @ neurons.A + neurons.bias
+    value = float(setting.loss.value(F) + setting.problem.weight_decay * neurons.half_squared_norm())
+    return _Point(neurons, act, H, F, value)
+
+
+def _newton_direction(
+    setting: _Setting, point: _Point, dual: Tensor, pairs: ColumnPairs | None
+) -> tuple[Block, Tensor, float]:
+    problem, loss, wd = setting.problem, setting.loss, setting.problem.weight_decay
+    X, (W, A) = problem.X, (point.neurons.W, point.neurons.A)
+    V = loss.negative_gradient(point.F)
+    R = point.act.T / point.act.Q
+    slopes = 0.5 * (1 + R)
+    pull = A @ V.T
+    gradient = (wd * W - (slopes * pull) @ X, wd * A - point.H @ V, -V.sum(0))
+    if not problem.output_bias:
+        gradient = (*gradient[:2], torch.zeros_like(gradient[2]))
+    kinks = 0.5 * (-pull).clamp(min=0.0) * dual_slope(dual, R, point.act.Q)
+    curvature = loss.curvature(point.F)
+
+    def product(P: Tensor, q: Tensor, b: Tensor) -> tuple[Block, Tensor]:
+        TP = P @ X.T
+        activeTP = slopes * TP
+        Y = loss.hessian_product(curvature, activeTP.T @ A + point.H.T @ q + b)
+        out_W = wd * P + (slopes * (A @ Y.T - q @ V.T) + kinks * TP) @ X
+        out_A = wd * q + point.H @ Y - activeTP @ V
+        out_b = Y.sum(0) if problem.output_bias else torch.zeros_like(b)
+        return (out_W, out_A, out_b), TP
+
+    block_curvature = kinks + slopes * slopes * loss.quadratic_form(curvature, A)
+    precondition = _preconditioner(problem, point, block_curvature, pairs)
+    direction, TP = _conjugate_gradients(product, precondition, gradient, problem.X)
+    return direction, TP, _dot(gradient, direction)
+
+
+def _preconditioner(
+    problem: Problem, point: _Point, block_curvature: Tensor, pairs: ColumnPairs | None
+) -> Callable[[Block], Block]:
+    loss, wd, X = problem.loss, problem.weight_decay, problem.X
+    scale_A = (point.H**2) @ loss.weights * min(loss.largest_curvature, 1.0) + wd
+    if loss.name == "softmax":
+        scale_A = (point.H**2) @ loss.weights * 0.25 + wd
+    inverse_W = _block_inverse(X, block_curvature, wd, pairs)
+
+    def apply(r: Block) -> Block:
+        return inverse_W(r[0]), r[1] / scale_A[:, None], r[2] / loss.largest_curvature
+
+    return apply
+
+
+def _block_inverse(
+    X: Tensor, curvature: Tensor, wd: float, pairs: ColumnPairs | None
+) -> Callable[[Tensor], Tensor]:
+    if pairs is None:
+        diagonal = curvature @ (X * X) + wd
+        return lambda r: r / diagonal
+    blocks = pairs.hessians(curvature)
+    blocks.diagonal(dim1=1, dim2=2).add_(wd)
+    inverse = torch.linalg.inv(blocks)
+    return lambda r: torch.bmm(inverse, r[:, :, None])[:, :, 0]
+
+
+def _dot(left: Block, right: Block) -> float:
+    return float(sum((a * b).sum() for a, b in zip(left, right, strict=True)))
+
+
+def _axpy(x: Block, step: float, y: Block) -> Block:
+    return x[0] + step * y[0], x[1] + step * y[1], x[2] + step * y[2]
+
+
+def _conjugate_gradients(
+    product: Callable[[Tensor, Tensor, Tensor], tuple[Block, Tensor]],
+    precondition: Callable[[Block], Block],
+    gradient: Block,
+    X: Tensor,
+    max_steps: int = 40,
+    tolerance: float = 1e-2,
+) -> tuple[Block, Tensor]:
+    """A descent direction; the Hessian may be indefinite, and directions of negative curvature end it."""
+    r: Block = (-gradient[0], -gradient[1], -gradient[2])
+    x: Block = (torch.zeros_like(r[0]), torch.zeros_like(r[1]), torch.zeros_like(r[2]))
+    TP = r[0].new_zeros((len(r[0]), len(X)))
+    y = precondition(r)
+    p, rz = y, _dot(r, y)
+    first = rz
+    for step_number in range(max_steps):
+        Ap, TPp = product(*p)
+        curvature = _dot(p, Ap)
+        if curvature <= 1e-12 * abs(rz):
+            return (p, TPp) if step_number == 0 else (x, TP)
+        step = rz / curvature
+        x, TP, r = _axpy(x, step, p), TP + step * TPp, _axpy(r, -step, Ap)
+        y = precondition(r)
+        new = _dot(r, y)
+        if new < tolerance**2 * first:
+            break
+        p, rz = _axpy(y, new / rz, p), new
+    return x, TP
+
+
+def _advance(
+    setting: _Setting, point: _Point, dual: Tensor, direction: Block, TP: Tensor, slope: float
+) -> tuple[_Point | None, Tensor]:
+    old = point.neurons
+    step = 1.0
+    for _ in range(12):
+        W, A, bias = _axpy((old.W, old.A, old.bias), step, direction)
+        trial = _evaluate(setting, Neurons(W, A, bias), point.act.T + step * TP)
+        if trial.value <= point.value + 1e-4 * step * slope + 1e-15 * abs(point.value):
+            R = point.act.T / point.act.Q
+            change = dual_slope(dual, R, point.act.Q) * TP - (dual - R)
+            return trial, (dual + step * change).clamp(-1 + 1e-7, 1 - 1e-7)
+        step *= 0.5
+    return None, dual
+
+
+def _tolerance(setting: _Setting, point: _Point) -> float:
+    pull = point.neurons.A @ setting.loss.negative_gradient(point.F).T
+    error = float(((-pull).clamp(min=0.0) * point.act.smoothing_error()).sum())
+    return max(0.05 * error, 1e-14 * abs(point.value))

@@ -1,0 +1,102 @@
+"""Sliding Frank-Wolfe: price, add, solve for the amplitudes, slide, merge.
+
+Denoyelle, Duval, Peyre & Soubies (Inverse Problems 2019) for measures; Bach (JMLR 2017) for the
+view of a two-layer network as a measure on the sphere.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convexnn.duality import dual_bound
+from convexnn.neurons import Neurons, no_neurons, unit_rows
+from convexnn.pricing import Candidates, ColumnPairs, FINE, distinct, evaluate, search, starting_points
+from convexnn.problem import Problem
+from convexnn.solvers.amplitudes import group_amplitudes, signed_amplitudes
+from convexnn.solvers.slide_scalar import slide_scalar
+from convexnn.solvers.slide_vector import slide_vector
+from convexnn.solvers.smoothing import Levels
+
+
+@dataclass(frozen=True)
+class SlidingState:
+    """One network, its dual point, and what pricing found there."""
+
+    neurons: Neurons
+    V: Float[Tensor, "n K"]
+    candidates: Candidates  # priced at V; empty before the first pricing
+    bound: float  # dual bound at V, -inf before the first pricing
+    gap: float  # the loop's relative gap, which sets the accuracy of the next step
+    first: bool
+
+
+@dataclass(frozen=True)
+class SlidingFrankWolfe:
+    """The method behind ``method="global"``; every member is a setting."""
+
+    n_starts: int = 192
+    n_refined: int = 40
+    n_added: int = 30
+    n_pool: int = 60
+    end_level: float = 1e-8
+
+    def init(self, problem: Problem, start: Neurons | None) -> SlidingState:
+        """The best constant network, or the balanced start."""
+        neurons = start.balanced() if start is not None else no_neurons(problem.n_inputs, problem.constant())
+        V = problem.dual_point(neurons(problem.X))
+        nothing = Candidates(V.new_zeros((0, problem.n_inputs)), V.new_zeros((0, V.shape[1])), V.new_zeros(0))
+        return SlidingState(neurons, V, nothing, -float("inf"), 1.0, len(neurons) == 0)
+
+    def price(
+        self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None, generator: torch.Generator
+    ) -> SlidingState:
+        """Neurons that violate the dual constraint at V, and the bound that follows."""
+        X, V, neurons = problem.X, state.V, state.neurons
+        starts = starting_points(X, V, neurons, self.n_starts, generator)
+        found = search(
+            X,
+            V,
+            starts,
+            scale=problem.typical_activation(),
+            floor=0.9 * problem.weight_decay,
+            keep=self.n_refined,
+            known=distinct(state.candidates, self.n_pool).U,
+            levels=FINE if state.gap < 2e-2 else FINE[:2],
+            pairs=pairs,
+        )
+        candidates = evaluate(X, V, torch.cat([found.U, neurons.W]))
+        return replace(state, candidates=candidates, bound=dual_bound(problem, V, candidates.best()))
+
+    def improve(self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None) -> SlidingState:
+        """Add the worst violators, solve for the amplitudes, slide all neurons, merge."""
+        violators = distinct(state.candidates, 3 * self.n_added)
+        violators = violators.take(violators.values > problem.weight_decay * (1 + 1e-9))
+        violators = violators.take(slice(self.n_added))
+        neurons = self._amplitudes(problem, state, violators)
+        if len(neurons) == 0:
+            V = problem.dual_point(neurons(problem.X))
+            return replace(state, neurons=neurons, V=V, first=False)
+        slide = slide_scalar if neurons.n_outputs == 1 else slide_vector
+        neurons, V = slide(problem, neurons, self._levels(state), pairs=pairs)
+        return replace(state, neurons=neurons.pruned().balanced().merged(), V=V, first=False)
+
+    def _levels(self, state: SlidingState) -> Levels:
+        if state.first:
+            return Levels(1e-1, 1e-3)
+        return Levels(min(1e-2, 0.3 * state.gap), 1e-4 if state.gap > 2e-2 else self.end_level)
+
+    def _amplitudes(self, problem: Problem, state: SlidingState, violators: Candidates) -> Neurons:
+        neurons, loss = state.neurons, problem.loss.smoothed(1e-3)
+        U = torch.cat([unit_rows(neurons.W), violators.U])
+        masses = torch.cat([neurons.masses(), violators.values.new_zeros(len(violators))])
+        C = torch.cat([unit_rows(neurons.A), violators.B])
+        features = torch.relu(problem.X @ U.T)
+        bias = neurons.bias if problem.output_bias else None
+        if neurons.n_outputs == 1:
+            a, bias = signed_amplitudes(features * C[:, 0], loss, problem.weight_decay, masses, bias)
+            A = a[:, None] * C
+        else:
+            A, bias = group_amplitudes(features, loss, problem.weight_decay, masses[:, None] * C, bias)
+        return Neurons(U, A, neurons.bias if bias is None else bias).pruned(1e-9).balanced()
