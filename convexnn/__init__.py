@@ -1,1 +1,38 @@
 """Train small ReLU networks to the global optimum through convex reformulations."""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "train": "convexnn.training",
+    "optimality_gap": "convexnn.training",
+    "TrainingResult": "convexnn.result",
+    "OptimalityGap": "convexnn.result",
+    "Status": "convexnn.result",
+    "TraceEntry": "convexnn.result",
+    "ConvexReLUClassifier": "convexnn.estimators",
+    "ConvexReLURegressor": "convexnn.estimators",
+    "to_onnx": "convexnn.onnx",
+}
+
+__all__ = [  # noqa: F822 - loaded on first use, so that the command line starts quickly
+    "ConvexReLUClassifier",
+    "ConvexReLURegressor",
+    "OptimalityGap",
+    "Status",
+    "TraceEntry",
+    "TrainingResult",
+    "optimality_gap",
+    "to_onnx",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'convexnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -32,6 +32,11 @@ def dual_bound(problem: Problem, V: Float[Tensor, "n K"], maximum: float) -> flo
     return float(problem.loss.dual_value(scale * V))
 
 
+def bound_at(problem: Problem, V: Float[Tensor, "n K"], directions: Float[Tensor, "S d"]) -> float:
+    """The dual bound at V where the best of the given directions stands for the maximum M(V)."""
+    return dual_bound(problem, V, evaluate(problem.X, V, directions).best())
+
+
 def judge(
     problem: Problem,
     V: Float[Tensor, "n K"],

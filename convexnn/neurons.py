@@ -29,6 +29,10 @@ class Neurons:
     def __call__(self, X: Float[Tensor, "n d"]) -> Float[Tensor, "n K"]:
         return torch.relu(X @ self.W.T) @ self.A + self.bias
 
+    def to(self, target: torch.device | torch.dtype) -> "Neurons":
+        """The same neurons on another device or in another precision."""
+        return Neurons(self.W.to(target), self.A.to(target), self.bias.to(target))
+
     def masses(self) -> Float[Tensor, " k"]:
         """||w_j|| ||a_j||: what the weight-decay penalty of a balanced neuron comes to."""
         return self.W.norm(dim=1) * self.A.norm(dim=1)

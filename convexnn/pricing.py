@@ -36,6 +36,10 @@ class Candidates:
         """The largest value, a lower bound of M(V)."""
         return float(self.values[0]) if len(self) else 0.0
 
+    def to(self, target: torch.dtype) -> "Candidates":
+        """The same candidates in another precision."""
+        return Candidates(self.U.to(target), self.B.to(target), self.values.to(target))
+
     def take(self, index: Int[Tensor, " m"] | slice) -> "Candidates":
         """A subset, in the order given."""
         return Candidates(self.U[index], self.B[index], self.values[index])

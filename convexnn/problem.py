@@ -36,10 +36,22 @@ class Problem:
         F = torch.zeros_like(self.loss.targets)
         return self.loss.optimal_bias(F) if self.output_bias else F.new_zeros(F.shape[1])
 
+    def admit(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """V moved onto 1'V = 0 where an output bias is trained."""
+        return self.loss.balance(V) if self.output_bias else V
+
     def dual_point(self, F: Float[Tensor, "n K"], loss: AbstractLoss | None = None) -> Float[Tensor, "n K"]:
         """V = -grad L(F), moved onto 1'V = 0 where an output bias is trained."""
-        V = (loss or self.loss).negative_gradient(F)
-        return self.loss.balance(V) if self.output_bias else V
+        return self.admit((loss or self.loss).negative_gradient(F))
+
+    def floor(self) -> float:
+        """A difference of objectives that is rounding: 1e-13 of the loss of the zero network."""
+        return 1e-13 * float(self.loss.value(torch.zeros_like(self.loss.targets)))
+
+    def to(self, target: torch.device | torch.dtype) -> "Problem":
+        """The same problem on another device or in another precision."""
+        loss = replace(self.loss, targets=self.loss.targets.to(target), weights=self.loss.weights.to(target))
+        return replace(self, X=self.X.to(target), loss=loss)
 
     def typical_activation(self) -> float:
         """Root mean square norm of the samples: the scale of the kinks x'u for ||u|| = 1."""

@@ -39,16 +39,13 @@ class OptimalityGap:
     evidence, not proof. A gap built on such a bound can be wrong when the search missed a neuron.
     """
 
-    objective: float
+    objective: float  # J of the network in balanced form
+    objective_as_given: float  # J of the weights as they stand
     bound: float
     bound_kind: str
+    gap: float  # relative, see relative_gap
     n_neurons: int
     seconds: float
-
-    @property
-    def gap(self) -> float:
-        """Relative gap (objective - bound) / |objective|, never negative."""
-        return relative_gap(self.objective, self.bound)
 
     def __str__(self) -> str:
         return (
@@ -66,6 +63,7 @@ class TrainingResult:
     objective: float  # J, recomputed from the network's weights
     bound: float  # lower bound on J over all networks of any width
     bound_kind: str  # "local-search": evidence, not proof
+    gap: float  # relative, see relative_gap
     status: Status
     n_neurons: int
     seconds: float
@@ -74,11 +72,6 @@ class TrainingResult:
     loss: str
     weight_decay: float
     trace: tuple[TraceEntry, ...] = field(repr=False, default=())
-
-    @property
-    def gap(self) -> float:
-        """Relative gap (objective - bound) / |objective|, never negative."""
-        return relative_gap(self.objective, self.bound)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the network, as plain Python values (for JSON)."""
@@ -114,7 +107,13 @@ class TrainingResult:
         )
 
 
-def relative_gap(objective: float, bound: float) -> float:
-    """(objective - bound) / |objective|, zero when both are zero, never negative."""
-    difference = max(objective - bound, 0.0)
-    return difference / abs(objective) if objective != 0.0 else (0.0 if difference == 0.0 else float("inf"))
+def relative_gap(objective: float, bound: float, floor: float = 0.0) -> float:
+    """(objective - bound) / |objective|, never negative.
+
+    ``floor`` is a difference that counts as none: where the data can be fitted without loss or
+    penalty both numbers are zero up to rounding, and a ratio would mean nothing.
+    """
+    difference = objective - bound
+    if difference <= floor:
+        return 0.0
+    return difference / abs(objective) if objective != 0.0 else float("inf")

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
-from convexnn.duality import Judgement, judge
+from convexnn.duality import Judgement, bound_at, judge
 from convexnn.neurons import Neurons
 from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem
@@ -36,29 +37,44 @@ class Answer:
 
 
 @dataclass
-class _Record:
-    """Best primal and dual; the only mutable thing, so that an interrupt loses nothing."""
+class _Run:
+    """Best primal and dual so far: mutable, so that an interrupt loses nothing."""
 
+    problem: Problem  # float64: what the answer is judged on
+    limits: Limits
+    started: float
     neurons: Neurons
     objective: float
-    bound: float
-    trace: list[TraceEntry]
-    started: float
+    bound: float = -float("inf")
+    trace: list[TraceEntry] = field(default_factory=list)
+    rounds_without_gain: int = 0
 
-    def see_network(self, problem: Problem, neurons: Neurons) -> None:
-        objective = problem.objective(neurons)
-        if objective < self.objective:
+    def see_network(self, neurons: Neurons) -> bool:
+        objective = self.problem.objective(neurons)
+        better = objective < self.objective
+        if better:
             self.neurons, self.objective = neurons, objective
+        return better
 
-    def see_bound(self, bound: float, *, replaces: bool = False) -> None:
-        self.bound = bound if replaces else max(self.bound, bound)
-
-    def note(self, n_neurons: int) -> None:
+    def note(self, n_neurons: int) -> TraceEntry:
         elapsed = time.perf_counter() - self.started
         self.trace.append(TraceEntry(elapsed, self.objective, self.bound, n_neurons))
+        return self.trace[-1]
 
     def gap(self) -> float:
-        return relative_gap(self.objective, self.bound)
+        return relative_gap(self.objective, self.bound, self.problem.floor())
+
+    def done(self) -> bool:
+        return self.gap() <= self.limits.tol
+
+    def status(self) -> Status | None:
+        if self.done():
+            return Status.CONVERGED
+        if time.perf_counter() - self.started > self.limits.max_seconds:
+            return Status.MAX_SECONDS
+        if self.rounds_without_gain > 8:
+            return Status.STALLED
+        return Status.MAX_ROUNDS if len(self.trace) >= self.limits.max_rounds else None
 
 
 def solve(
@@ -68,72 +84,62 @@ def solve(
     start: Neurons | None,
     limits: Limits,
     seed: int,
+    dtype: torch.dtype = torch.float64,
     report: Callable[[TraceEntry], None] | None = None,
 ) -> Answer:
-    """Run rounds until the gap is confirmed or a limit is reached."""
+    """Run rounds until the gap is confirmed or a limit is reached.
+
+    The solver works in ``dtype``; objective and bound are computed from its points in float64.
+    """
     started = time.perf_counter()
-    state = solver.init(problem, start)
-    record = _Record(state.neurons, problem.objective(state.neurons), -float("inf"), [], started)
-    rounds = 0
+    working = problem.to(dtype)
+    state = solver.init(working, None if start is None else start.to(dtype))
+    neurons = state.neurons.to(torch.float64)
+    run = _Run(problem, limits, started, neurons, problem.objective(neurons))
     try:
-        status, rounds = _rounds(problem, solver, state, record, limits, seed, report)
+        status = _rounds(run, working, solver, state, seed, report)
     except KeyboardInterrupt:
-        status, rounds = Status.INTERRUPTED, len(record.trace)
-    return Answer(record.neurons, record.objective, record.bound, status, tuple(record.trace), rounds)
+        status = Status.INTERRUPTED
+    return Answer(run.neurons, run.objective, run.bound, status, tuple(run.trace), len(run.trace))
 
 
 def _rounds(
-    problem: Problem,
+    run: _Run,
+    working: Problem,
     solver: SlidingFrankWolfe,
     state: SlidingState,
-    record: _Record,
-    limits: Limits,
     seed: int,
     report: Callable[[TraceEntry], None] | None,
-) -> tuple[Status, int]:
+) -> Status:
     generator, fresh = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1_000_003)
-    pairs = ColumnPairs.fit(problem.X)
-    n_rounds = 0
+    pairs = ColumnPairs.fit(working.X)
+    deadline = run.started + run.limits.max_seconds
     while True:
-        n_rounds += 1
-        state = solver.price(problem, state, pairs, generator)
-        record.see_bound(state.bound)
-        if record.gap() <= limits.tol:
-            judgement = _confirm(problem, solver, state, fresh, pairs)
-            record.see_bound(judgement.bound, replaces=True)
-            state = replace(state, candidates=judgement.candidates)
-        record.note(len(state.neurons))
+        state = solver.price(working, state, pairs, generator)
+        V = run.problem.admit(state.V.double())
+        bound = bound_at(run.problem, V, state.candidates.U.double())
+        gained = bound > run.bound
+        run.bound = max(run.bound, bound)
+        if run.done():
+            judgement = _confirm(run.problem, solver, V, state, fresh)
+            run.bound = judgement.bound
+            state = replace(state, candidates=judgement.candidates.to(working.X.dtype))
+        entry = run.note(len(state.neurons))
         if report is not None:
-            report(record.trace[-1])
-        state = replace(state, gap=record.gap())
-        status = _verdict(problem, state, record, limits, n_rounds)
+            report(entry)
+        status = run.status()
         if status is not None:
-            return status, n_rounds
-        state = solver.improve(problem, state, pairs)
-        record.see_network(problem, state.neurons)
+            return status
+        state = solver.improve(working, replace(state, gap=run.gap()), pairs, deadline)
+        if not bool(torch.isfinite(state.V).all()):
+            return Status.NON_FINITE
+        gained |= run.see_network(state.neurons.to(torch.float64))
+        run.rounds_without_gain = 0 if gained else run.rounds_without_gain + 1
 
 
 def _confirm(
-    problem: Problem,
-    solver: SlidingFrankWolfe,
-    state: SlidingState,
-    fresh: torch.Generator,
-    pairs: ColumnPairs | None,
+    problem: Problem, solver: SlidingFrankWolfe, V: Tensor, state: SlidingState, fresh: torch.Generator
 ) -> Judgement:
-    n_starts = 4 * solver.n_starts
-    known = state.candidates.U
-    return judge(
-        problem, state.V, state.neurons, n_starts=n_starts, generator=fresh, known=known, pairs=pairs
-    )
-
-
-def _verdict(
-    problem: Problem, state: SlidingState, record: _Record, limits: Limits, n_rounds: int
-) -> Status | None:
-    if not torch.isfinite(state.V).all():
-        return Status.NON_FINITE
-    if record.gap() <= limits.tol:
-        return Status.NULL if len(record.neurons) == 0 else Status.CONVERGED
-    if time.perf_counter() - record.started > limits.max_seconds:
-        return Status.MAX_SECONDS
-    return Status.MAX_ROUNDS if n_rounds >= limits.max_rounds else None
+    known, neurons = state.candidates.U.double(), state.neurons.to(torch.float64)
+    pairs = ColumnPairs.fit(problem.X)
+    return judge(problem, V, neurons, n_starts=4 * solver.n_starts, generator=fresh, known=known, pairs=pairs)

@@ -4,6 +4,7 @@ Variables z_j = |a_j| u_j with fixed signs s_j, and the output bias b:
 min L(sum_j s_j (X z_j)_+ + b) + weight_decay sum_j ||z_j||.
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,13 @@ class _Point:
 
 
 def slide_scalar(
-    problem: Problem, neurons: Neurons, levels: Levels, *, pairs: ColumnPairs | None, max_steps: int = 60
+    problem: Problem,
+    neurons: Neurons,
+    levels: Levels,
+    *,
+    pairs: ColumnPairs | None,
+    deadline: float = float("inf"),
+    max_steps: int = 60,
 ) -> tuple[Neurons, Float[Tensor, "n 1"]]:
     """Neurons at a stationary point for their pattern of kinks, and the dual point V there."""
     masses, signs = neurons.masses(), torch.sign(neurons.A)
@@ -61,6 +68,8 @@ def slide_scalar(
                 break
             setting = _setting(problem, signs, point.Z, level)
             point = _evaluate(setting, point.Z, point.bias, point.act.T)
+        if time.perf_counter() > deadline:
+            break
     V = problem.dual_point(point.F, setting.loss)
     return _to_neurons(point, signs), V
 

@@ -4,6 +4,7 @@ min L(r(X W') A + b) + (weight_decay / 2) (||W||^2 + ||A||^2) by the primal-dual
 method, its steps from preconditioned conjugate gradients.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,7 +38,13 @@ class _Point:
 
 
 def slide_vector(
-    problem: Problem, neurons: Neurons, levels: Levels, *, pairs: ColumnPairs | None, max_steps: int = 40
+    problem: Problem,
+    neurons: Neurons,
+    levels: Levels,
+    *,
+    pairs: ColumnPairs | None,
+    deadline: float = float("inf"),
+    max_steps: int = 40,
 ) -> tuple[Neurons, Float[Tensor, "n K"]]:
     """Neurons near a stationary point for their pattern of kinks, and the dual point V there."""
     level: float | None = levels.start
@@ -55,6 +62,8 @@ def slide_vector(
                 break
             setting = _setting(problem, point.neurons, level)
             point = _evaluate(setting, point.neurons, point.act.T)
+        if time.perf_counter() > deadline:
+            break
     return point.neurons, problem.dual_point(point.F, setting.loss)
 
 

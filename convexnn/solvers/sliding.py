@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from convexnn.duality import dual_bound
 from convexnn.neurons import Neurons, no_neurons, unit_rows
 from convexnn.pricing import Candidates, ColumnPairs, FINE, distinct, evaluate, search, starting_points
 from convexnn.problem import Problem
@@ -27,7 +26,6 @@ class SlidingState:
     neurons: Neurons
     V: Float[Tensor, "n K"]
     candidates: Candidates  # priced at V; empty before the first pricing
-    bound: float  # dual bound at V, -inf before the first pricing
     gap: float  # the loop's relative gap, which sets the accuracy of the next step
     first: bool
 
@@ -47,12 +45,12 @@ class SlidingFrankWolfe:
         neurons = start.balanced() if start is not None else no_neurons(problem.n_inputs, problem.constant())
         V = problem.dual_point(neurons(problem.X))
         nothing = Candidates(V.new_zeros((0, problem.n_inputs)), V.new_zeros((0, V.shape[1])), V.new_zeros(0))
-        return SlidingState(neurons, V, nothing, -float("inf"), 1.0, len(neurons) == 0)
+        return SlidingState(neurons, V, nothing, 1.0, len(neurons) == 0)
 
     def price(
         self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None, generator: torch.Generator
     ) -> SlidingState:
-        """Neurons that violate the dual constraint at V, and the bound that follows."""
+        """Neurons that violate the dual constraint at V."""
         X, V, neurons = problem.X, state.V, state.neurons
         starts = starting_points(X, V, neurons, self.n_starts, generator)
         found = search(
@@ -67,9 +65,11 @@ class SlidingFrankWolfe:
             pairs=pairs,
         )
         candidates = evaluate(X, V, torch.cat([found.U, neurons.W]))
-        return replace(state, candidates=candidates, bound=dual_bound(problem, V, candidates.best()))
+        return replace(state, candidates=candidates)
 
-    def improve(self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None) -> SlidingState:
+    def improve(
+        self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None, deadline: float = float("inf")
+    ) -> SlidingState:
         """Add the worst violators, solve for the amplitudes, slide all neurons, merge."""
         violators = distinct(state.candidates, 3 * self.n_added)
         violators = violators.take(violators.values > problem.weight_decay * (1 + 1e-9))
@@ -79,7 +79,7 @@ class SlidingFrankWolfe:
             V = problem.dual_point(neurons(problem.X))
             return replace(state, neurons=neurons, V=V, first=False)
         slide = slide_scalar if neurons.n_outputs == 1 else slide_vector
-        neurons, V = slide(problem, neurons, self._levels(state), pairs=pairs)
+        neurons, V = slide(problem, neurons, self._levels(state), pairs=pairs, deadline=deadline)
         return replace(state, neurons=neurons.pruned().balanced().merged(), V=V, first=False)
 
     def _levels(self, state: SlidingState) -> Levels:

@@ -1,0 +1,106 @@
+"""From neurons to torch modules and back."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from convexnn.errors import UnsupportedNetworkError
+from convexnn.neurons import Neurons
+
+_EXPECTED = "a network of the form Linear, ReLU, Linear (Identity, Dropout and Flatten are passed over)"
+
+
+def to_torch(neurons: Neurons, *, hidden_bias: bool, output_bias: bool) -> nn.Sequential:
+    """Sequential(Linear(d, k), ReLU(), Linear(k, K)), k >= 1; with hidden_bias the last column of W is the bias."""
+    if len(neurons) == 0:  # torch.nn.Linear warns about layers of width zero
+        neurons = replace(
+            neurons,
+            W=neurons.W.new_zeros((1, neurons.W.shape[1])),
+            A=neurons.A.new_zeros((1, neurons.n_outputs)),
+        )
+    W, b = (neurons.W[:, :-1], neurons.W[:, -1]) if hidden_bias else (neurons.W, None)
+    return nn.Sequential(
+        _linear(W, b), nn.ReLU(), _linear(neurons.A.T, neurons.bias if output_bias else None)
+    )
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.utils.skip_init(
+        nn.Linear,
+        weight.shape[1],
+        weight.shape[0],
+        bias=bias is not None,
+        dtype=weight.dtype,
+        device=weight.device,
+    )
+    layer.weight = nn.Parameter(weight.clone().contiguous())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.clone())
+    return layer
+
+
+def layers_of(network: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+    """The two linear layers of a module that computes Linear, ReLU, Linear, however it is written."""
+    if not isinstance(network, nn.Module):
+        raise UnsupportedNetworkError(
+            f"got {type(network).__name__}, which is no torch module; expected {_EXPECTED}."
+        )
+    try:
+        traced = fx.symbolic_trace(network)
+    except Exception as error:
+        raise UnsupportedNetworkError(
+            f"the module cannot be traced ({error}); expected {_EXPECTED}."
+        ) from error
+    found = [part for node in traced.graph.nodes if (part := _part(node, traced)) is not None]
+    kinds = ["ReLU" if part == "relu" else "Linear" for part in found]
+    if kinds != ["Linear", "ReLU", "Linear"]:
+        raise UnsupportedNetworkError(
+            f"the module computes {', '.join(kinds) or 'nothing'}; expected {_EXPECTED}."
+        )
+    first, last = found[0], found[2]
+    if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
+        raise UnsupportedNetworkError(f"expected {_EXPECTED}.")
+    return first, last
+
+
+def _part(node: fx.Node, traced: fx.GraphModule) -> "nn.Linear | str | None":
+    """A linear layer, "relu", or None for what changes nothing."""
+    if node.op in ("placeholder", "output"):
+        return None
+    if node.op == "call_module":
+        return _module_part(traced.get_submodule(str(node.target)))
+    if node.target in (torch.relu, nn.functional.relu, "relu", torch.relu_):
+        return "relu"
+    raise UnsupportedNetworkError(f"the module calls {node.target!s}; expected {_EXPECTED}.")
+
+
+def _module_part(module: nn.Module) -> "nn.Linear | str | None":
+    if isinstance(module, nn.Linear):
+        return module
+    if isinstance(module, nn.ReLU):
+        return "relu"
+    if isinstance(module, (nn.Identity, nn.Flatten)) or (
+        isinstance(module, nn.Dropout) and not module.training
+    ):
+        return None
+    if isinstance(module, nn.Dropout):
+        raise UnsupportedNetworkError("the module has Dropout in training mode; call network.eval() first.")
+    raise UnsupportedNetworkError(f"the module has a {type(module).__name__}; expected {_EXPECTED}.")
+
+
+def from_torch(network: nn.Module) -> Neurons:
+    """Neurons in float64; a first-layer bias becomes the last column of W."""
+    first, last = layers_of(network)
+    W, A = first.weight.detach().double(), last.weight.detach().double().T
+    if first.bias is not None:
+        W = torch.cat([W, first.bias.detach().double()[:, None]], 1)
+    bias = A.new_zeros(A.shape[1]) if last.bias is None else last.bias.detach().double()
+    return Neurons(W, A, bias)
+
+
+def penalty(network: nn.Module) -> float:
+    """(||W||^2 + ||b||^2 + ||A||^2) / 2 of the weights as they stand; the output bias is free."""
+    first, last = layers_of(network)
+    parts = [first.weight, last.weight] + ([first.bias] if first.bias is not None else [])
+    return 0.5 * sum(float((part.detach().double() ** 2).sum()) for part in parts)

@@ -1,0 +1,329 @@
+"""Training and the optimality gap: what users call."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from convexnn.data import positive, read_loss, read_matrix, resolve_device
+from convexnn.duality import judge
+from convexnn.errors import InvalidInputError
+from convexnn.network import from_torch, layers_of, penalty, to_torch
+from convexnn.neurons import Neurons
+from convexnn.pricing import ColumnPairs
+from convexnn.problem import Problem, Reduction, reduce_to_rank
+from convexnn.result import OptimalityGap, Status, TraceEntry, TrainingResult, relative_gap
+from convexnn.solvers.loop import Answer, Limits, solve
+from convexnn.solvers.sliding import SlidingFrankWolfe
+
+METHODS = ("global",)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A problem in the user's columns and its reduction to the rank of the data."""
+
+    full: Problem
+    reduced: Problem
+    reduction: Reduction
+    hidden_bias: bool
+
+    def objective(self, network: nn.Module, X: Tensor) -> float:
+        """J recomputed from the weights of the module itself."""
+        with torch.no_grad():
+            F = network(X)
+        return float(self.full.loss.value(F)) + self.full.weight_decay * penalty(network)
+
+
+def train(
+    X: Any,
+    y: Any,
+    *,
+    loss: str = "squared",
+    weight_decay: float,
+    method: str = "global",
+    hidden_bias: bool = True,
+    output_bias: bool = True,
+    tol: float = 1e-4,
+    max_seconds: float | None = None,
+    max_rounds: int = 200,
+    sample_weight: Any = None,
+    warm_start: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float64,
+    random_state: int | np.random.Generator | np.random.RandomState | None = None,
+    progress: bool = False,
+) -> TrainingResult:
+    """Train a two-layer ReLU network of any width to the global optimum.
+
+    Minimises J = (1/n) sum_i l(f(x_i), y_i) + (weight_decay / 2) (||W1||^2 + ||b1||^2 + ||W2||^2)
+    over networks f(x) = W2 (W1 x + b1)_+ + b2 of every width; the output bias b2 is not penalised.
+
+    Parameters
+    ----------
+    X:
+        Features (n, d): array, tensor or frame, finite.
+    y:
+        Targets. ``"squared"``: (n,) or (n, K), real. ``"logistic"`` and ``"hinge"``: (n,) of -1 and
+        +1 (or 0 and 1). ``"softmax"``: integer labels 0 to K-1 (n,), or probabilities (n, K).
+    loss:
+        ``"squared"`` ((f - y)^2 / 2), ``"logistic"``, ``"hinge"`` or ``"softmax"``.
+    weight_decay:
+        Above zero. At or above its null level the zero network is optimal, and the status says so.
+    method:
+        ``"global"``: sliding Frank-Wolfe over all activation patterns.
+    hidden_bias, output_bias:
+        Whether the first layer has a bias (penalised like its weights) and the output (free).
+    tol:
+        Relative gap between objective and bound at which to stop, after a confirmation with fresh starts.
+    max_seconds, max_rounds:
+        Limits; when one is reached, the best network and its own gap are returned.
+    sample_weight:
+        Positive weights (n,); the mean loss becomes a weighted mean.
+    warm_start:
+        A torch network Linear, ReLU, Linear to start from.
+    device, dtype:
+        Where and in what precision the solver works. Objective and bound are always float64.
+    random_state:
+        Seed; the same seed gives the same network on the same machine.
+    progress:
+        Show a progress bar.
+
+    Returns
+    -------
+    TrainingResult
+        ``network`` (float64, on the CPU), ``objective``, ``bound`` with ``bound_kind`` ("local-search":
+        evidence, not proof), ``gap``, ``status``, ``n_neurons``, ``seconds``, ``trace``.
+
+    Raises
+    ------
+    InvalidInputError, InvalidTypeError
+        NaN or infinity, shapes that do not fit, one class, weight_decay <= 0, unknown loss or method.
+    DeviceError
+        CUDA was asked for and is not there.
+
+    Notes
+    -----
+    Derivation: Pilanci & Ergen (ICML 2020); Denoyelle et al. (2019). Ctrl-C returns the best network
+    so far with status INTERRUPTED.
+    """
+    started = time.perf_counter()
+    _check_method(method, dtype)
+    device = resolve_device(device)
+    data = read_matrix(X)
+    task = _task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)
+    start = None if warm_start is None else _warm_start(task, warm_start)
+    limits = _limits(tol, max_seconds, max_rounds)
+    with torch.no_grad(), _progress_bar(progress, limits) as report:
+        answer = solve(
+            task.reduced,
+            SlidingFrankWolfe(),
+            start=start,
+            limits=limits,
+            seed=_seed(random_state),
+            dtype=dtype,
+            report=report,
+        )
+    return _result(task, data, answer, (method, loss), started)
+
+
+def optimality_gap(
+    network: nn.Module,
+    X: Any,
+    y: Any,
+    *,
+    weight_decay: float,
+    loss: str = "squared",
+    sample_weight: Any = None,
+    tol: float = 1e-4,
+    max_seconds: float | None = None,
+    device: str | torch.device = "cpu",
+    random_state: int | np.random.Generator | np.random.RandomState | None = None,
+) -> OptimalityGap:
+    """How far a trained network is from the best two-layer ReLU network of any width.
+
+    Takes any torch network of the form Linear, ReLU, Linear, whoever trained it. Each neuron is
+    first rescaled to its balanced form, which leaves the function as it is and lowers the penalty;
+    ``objective`` is J after that, ``objective_as_given`` before. The bound is the better of the one
+    at the network's own residual and the one that the global method finds within ``max_seconds``.
+
+    Parameters
+    ----------
+    network:
+        torch module computing Linear, ReLU, Linear.
+    X, y, weight_decay, loss, sample_weight, device, random_state:
+        The training problem, as for :func:`train`. Biases are taken from the network: a first-layer
+        bias is penalised, an output bias is free.
+    tol:
+        Relative gap at which the search for a better bound stops.
+    max_seconds:
+        Limit of that search; None: until the bound is within ``tol`` of the best network found.
+
+    Returns
+    -------
+    OptimalityGap
+        ``bound_kind`` is "local-search": evidence, not proof.
+
+    Raises
+    ------
+    UnsupportedNetworkError
+        The module is not of that form, or does not take X or give outputs like y.
+    InvalidInputError, InvalidTypeError, DeviceError
+        As for :func:`train`.
+    """
+    started = time.perf_counter()
+    device = resolve_device(device)
+    first, last = layers_of(network)
+    data = read_matrix(X)
+    biases = (first.bias is not None, last.bias is not None)
+    task = _task(data, y, loss, weight_decay, biases, sample_weight, device)
+    given = from_torch(network).to(device)
+    _check_fits(given, task.full)
+    as_given = task.full.objective(given)
+    balanced = given.balanced()
+    objective = task.full.objective(balanced)
+    limits = _limits(tol, max_seconds, 200)
+    with torch.no_grad():
+        bound = _best_bound(task, balanced, objective, limits, _seed(random_state))
+    seconds = time.perf_counter() - started
+    return OptimalityGap(
+        objective=objective,
+        objective_as_given=as_given,
+        bound=bound,
+        bound_kind="local-search",
+        gap=relative_gap(objective, bound, task.full.floor()),
+        n_neurons=len(balanced),
+        seconds=seconds,
+    )
+
+
+def _best_bound(task: _Task, neurons: Neurons, objective: float, limits: Limits, seed: int) -> float:
+    problem = task.reduced
+    restricted = task.reduction.restrict(neurons)
+    bias = problem.loss.optimal_bias(restricted(problem.X)) if problem.output_bias else 0.0
+    V = problem.dual_point(restricted(problem.X) + bias)
+    generator = torch.Generator().manual_seed(seed)
+    own = judge(problem, V, restricted, n_starts=512, generator=generator, pairs=ColumnPairs.fit(problem.X))
+    if relative_gap(objective, own.bound, problem.floor()) <= limits.tol:
+        return own.bound
+    answer = solve(problem, SlidingFrankWolfe(), start=None, limits=limits, seed=seed)
+    # A bound above a network that exists was wrong: the search missed a neuron.
+    return max(b for b in (own.bound, answer.bound) if b <= answer.objective or b == answer.bound)
+
+
+def _check_method(method: str, dtype: torch.dtype) -> None:
+    if method not in METHODS:
+        raise InvalidInputError(
+            f"method={method!r} is not known; choose one of {', '.join(map(repr, METHODS))}."
+        )
+    if dtype not in (torch.float64, torch.float32):
+        raise InvalidInputError(f"dtype={dtype} is not supported; pass torch.float64 or torch.float32.")
+
+
+def _task(
+    data: Tensor,
+    y: Any,
+    loss: str,
+    weight_decay: float,
+    biases: tuple[bool, bool],
+    sample_weight: Any,
+    device: torch.device,
+) -> _Task:
+    hidden_bias, output_bias = biases
+    read = read_loss(loss, y, len(data), sample_weight)
+    X = torch.cat([data, torch.ones_like(data[:, :1])], 1) if hidden_bias else data
+    full = Problem(X, read, positive(weight_decay, "weight_decay"), output_bias).to(device)
+    reduced, reduction = reduce_to_rank(full)
+    return _Task(full, reduced, reduction, hidden_bias)
+
+
+def _warm_start(task: _Task, network: nn.Module) -> Neurons:
+    first, _ = layers_of(network)
+    neurons = from_torch(network).to(task.full.X.device)
+    if task.hidden_bias and first.bias is None:
+        neurons = replace(neurons, W=torch.cat([neurons.W, torch.zeros_like(neurons.W[:, :1])], 1))
+    if not task.hidden_bias and first.bias is not None:
+        raise InvalidInputError(
+            "warm_start has a first-layer bias, but hidden_bias=False; pass hidden_bias=True."
+        )
+    _check_fits(neurons, task.full)
+    return task.reduction.restrict(neurons)
+
+
+def _check_fits(neurons: Neurons, problem: Problem) -> None:
+    given = (neurons.W.shape[1], neurons.n_outputs)
+    expected = (problem.n_inputs, problem.loss.n_outputs)
+    if given != expected:
+        raise InvalidInputError(
+            f"the network has {given[0]} inputs (a bias counts as one) and {given[1]} outputs; "
+            f"the data have {expected[0]} and {expected[1]}."
+        )
+
+
+def _limits(tol: float, max_seconds: float | None, max_rounds: int) -> Limits:
+    seconds = float("inf") if max_seconds is None else positive(max_seconds, "max_seconds")
+    if int(max_rounds) < 1:
+        raise InvalidInputError(f"max_rounds={max_rounds}; at least 1 is expected.")
+    return Limits(positive(tol, "tol", zero=True), seconds, int(max_rounds))
+
+
+def _seed(random_state: Any) -> int:
+    if random_state is None:
+        return int(np.random.default_rng().integers(2**31))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31))
+    if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**32:
+        return int(random_state)
+    raise InvalidInputError(
+        f"random_state={random_state!r}; None, an integer in [0, 2^32) or a numpy generator."
+    )
+
+
+@contextmanager
+def _progress_bar(show: bool, limits: Limits) -> Iterator[Any]:
+    if not show:
+        yield None
+        return
+    with tqdm(unit=" rounds", desc="training") as bar:
+
+        def report(entry: TraceEntry) -> None:
+            gap = relative_gap(entry.objective, entry.bound)
+            bar.set_postfix_str(
+                f"objective {entry.objective:.6g}, gap {gap:.1e} (aim {limits.tol:.0e}), {entry.n_neurons} neurons"
+            )
+            bar.update()
+
+        yield report
+
+
+def _result(
+    task: _Task, data: Tensor, answer: Answer, names: tuple[str, str], started: float
+) -> TrainingResult:
+    neurons = task.reduction.lift(answer.neurons).to(torch.device("cpu"))
+    network = to_torch(neurons, hidden_bias=task.hidden_bias, output_bias=task.full.output_bias)
+    on_cpu = replace(task, full=task.full.to(torch.device("cpu")))
+    objective = on_cpu.objective(network, data)
+    status = Status.NULL if answer.status is Status.CONVERGED and len(neurons) == 0 else answer.status
+    return TrainingResult(
+        network=network,
+        objective=objective,
+        bound=answer.bound,
+        bound_kind="local-search",
+        gap=relative_gap(objective, answer.bound, task.full.floor()),
+        status=status,
+        n_neurons=len(neurons),
+        seconds=time.perf_counter() - started,
+        n_rounds=answer.n_rounds,
+        method=names[0],
+        loss=names[1],
+        weight_decay=task.full.weight_decay,
+        trace=answer.trace,
+    )
