@@ -1,1 +1,75 @@
-"""Prove what a trained ReLU network cannot do inside a region."""
+"""Prove what a trained ReLU network cannot do inside a region of inputs.
+
+Names load on first use, so that `import certify` stays cheap and does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from certify import bounds
+    from certify.accuracy import AccuracyReport, certified_accuracy
+    from certify.errors import (
+        CertifyError,
+        ImportMismatchError,
+        InvalidInputError,
+        InvalidTypeError,
+        TrainModeError,
+        UnsupportedOp,
+    )
+    from certify.ir.from_torch import graph_from_torch
+    from certify.regions import Box, LpBall
+    from certify.search import PGD, Plan
+    from certify.verdict import Status, Verdict
+    from certify.verification import verify
+
+_HOMES = {
+    "AccuracyReport": "certify.accuracy",
+    "Box": "certify.regions",
+    "CertifyError": "certify.errors",
+    "ImportMismatchError": "certify.errors",
+    "InvalidInputError": "certify.errors",
+    "InvalidTypeError": "certify.errors",
+    "LpBall": "certify.regions",
+    "PGD": "certify.search",
+    "Plan": "certify.search",
+    "Status": "certify.verdict",
+    "TrainModeError": "certify.errors",
+    "UnsupportedOp": "certify.errors",
+    "Verdict": "certify.verdict",
+    "certified_accuracy": "certify.accuracy",
+    "graph_from_torch": "certify.ir.from_torch",
+    "verify": "certify.verification",
+}
+
+__all__ = [
+    "PGD",
+    "AccuracyReport",
+    "Box",
+    "CertifyError",
+    "ImportMismatchError",
+    "InvalidInputError",
+    "InvalidTypeError",
+    "LpBall",
+    "Plan",
+    "Status",
+    "TrainModeError",
+    "UnsupportedOp",
+    "Verdict",
+    "bounds",
+    "certified_accuracy",
+    "graph_from_torch",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "bounds":
+        return import_module("certify.bounds")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'certify' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,46 @@
+"""Linear pieces around a non-affine operation."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """lower_slope z + lower_intercept <= f(z) <= upper_slope z + upper_intercept between the bounds, per entry.
+
+    A `lower_intercept` of None is zero everywhere.
+    """
+
+    lower_slope: Float[Tensor, "batch *shape"]
+    lower_intercept: Float[Tensor, "batch *shape"] | None
+    upper_slope: Float[Tensor, "batch *shape"]
+    upper_intercept: Float[Tensor, "batch *shape"]
+
+
+class AbstractRelaxation(ABC):
+    """What every bounding method reads about one pointwise operation."""
+
+    @abstractmethod
+    def interval(
+        self, lower: Float[Tensor, "batch *shape"], upper: Float[Tensor, "batch *shape"]
+    ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
+        """The range of f on [lower, upper]."""
+
+    @abstractmethod
+    def undecided(
+        self, lower: Float[Tensor, "batch *shape"], upper: Float[Tensor, "batch *shape"]
+    ) -> torch.Tensor:
+        """Which entries are not affine between their bounds, so that tighter bounds would help."""
+
+    @abstractmethod
+    def pieces(
+        self,
+        lower: Float[Tensor, "batch *shape"],
+        upper: Float[Tensor, "batch *shape"],
+        slope: Float[Tensor, "batch *shape"] | None = None,
+    ) -> Pieces:
+        """The linear pieces; `slope` sets the free lower slopes, by default the ones of least area."""

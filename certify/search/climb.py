@@ -1,0 +1,120 @@
+"""Attack, then bounds from loose to tight, each only where no answer is known yet."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from certify.bounds import AbstractMethod, Bounds, crown, crown_ibp, ibp
+from certify.search.attack import PGD
+from certify.search.deadline import Deadline
+from certify.search.problem import Problem
+from certify.verdict import Status
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tried, in this order."""
+
+    name: str
+    methods: tuple[AbstractMethod, ...]
+    attack: PGD | None = field(default_factory=PGD)
+
+
+PLANS: dict[str, Plan] = {
+    plan.name: plan
+    for plan in (
+        Plan("auto", (ibp, crown)),
+        Plan("ibp", (ibp,)),
+        Plan("crown-ibp", (crown_ibp,)),
+        Plan("crown", (crown,)),
+    )
+}
+
+
+@dataclass
+class Outcome:
+    """The answers so far, input by input; it only ever learns."""
+
+    status: list[Status | None]
+    stage: list[str]
+    witness: dict[int, Tensor]
+    lower: Tensor  # batch, targets
+
+    @classmethod
+    def start(cls, problem: Problem) -> "Outcome":
+        """Nothing is known."""
+        lower = torch.full_like(problem.margins.constants, -torch.inf)
+        return cls([None] * len(problem), ["none"] * len(problem), {}, lower)
+
+    @property
+    def left(self) -> list[int]:
+        """The inputs without an answer."""
+        return [k for k, status in enumerate(self.status) if status is None]
+
+    def settle(self, index: Iterable[int], status: Status) -> None:
+        """One answer for some inputs."""
+        for k in index:
+            self.status[k] = status
+
+
+def climb(problem: Problem, plan: Plan, deadline: Deadline) -> Outcome:
+    """An answer for every input of the batch."""
+    outcome = Outcome.start(problem)
+    _check_centres(problem, outcome)
+    if plan.attack is not None and outcome.left and not deadline.expired:
+        _attack(problem, plan.attack, outcome, deadline)
+    known: Bounds | None = None
+    for method in plan.methods:
+        if outcome.left and not deadline.expired:
+            known = _bound(problem, method, known, outcome, deadline)
+    outcome.settle(outcome.left, Status.TIMEOUT if deadline.expired else Status.UNKNOWN)
+    return outcome
+
+
+def _record(outcome: Outcome, stage: str, index: list[int], witnesses: dict[int, Tensor]) -> None:
+    for k in index:
+        outcome.stage[k] = stage
+    outcome.witness |= witnesses
+    outcome.settle(witnesses, Status.FALSIFIED)
+
+
+def _check_centres(problem: Problem, outcome: Outcome) -> None:
+    points = problem.region.centre.to(problem.dtype)
+    with torch.no_grad():
+        lost = problem.margins.violated(problem.margins_at(points)).nonzero().flatten().tolist()
+    if lost:
+        confirmed = problem.select(lost).is_counterexample(points[lost]).tolist()
+        _record(
+            outcome,
+            "the input itself",
+            lost,
+            {k: points[k] for k, sure in zip(lost, confirmed, strict=True) if sure},
+        )
+
+
+def _attack(problem: Problem, attack: PGD, outcome: Outcome, deadline: Deadline) -> None:
+    left = outcome.left
+    found = attack(problem.select(left), deadline)
+    _record(outcome, "pgd", left, {left[k]: point for k, point in found.items()})
+
+
+def _bound(
+    problem: Problem, method: AbstractMethod, known: Bounds | None, outcome: Outcome, deadline: Deadline
+) -> Bounds | None:
+    """Bound the margins of the inputs without an answer; the bounds of those still left are returned."""
+    left = outcome.left
+    part = problem.select(left)
+    bounds = known or Bounds()
+    for bounds in islice(method.steps(problem.graph, part.region, known), problem.graph.output):
+        if deadline.expired:
+            return None
+    lower = method.margins(problem.graph, part.region, bounds, part.margins)
+    outcome.lower[left] = torch.maximum(outcome.lower[left], lower.to(outcome.lower))
+    for k in left:
+        outcome.stage[k] = method.name
+    proved = (outcome.lower[left] > 0).all(1).tolist()
+    outcome.settle([k for k, sure in zip(left, proved, strict=True) if sure], Status.VERIFIED)
+    return bounds.select([not sure for sure in proved])

@@ -1,0 +1,22 @@
+"""A time limit."""
+
+from dataclasses import dataclass, field
+from time import perf_counter
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """Expires `seconds` after it was made; never for None."""
+
+    seconds: float | None = None
+    start: float = field(default_factory=perf_counter)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was made."""
+        return perf_counter() - self.start
+
+    @property
+    def expired(self) -> bool:
+        """Whether the limit is over."""
+        return self.seconds is not None and self.elapsed >= self.seconds

@@ -1,0 +1,62 @@
+"""A batch of questions about one network: does every input of the region keep all margins?"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from certify.ir import Graph
+from certify.properties import Margins
+from certify.regions import LpBall
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The network as it was given and as a graph, the regions, and the margins to keep.
+
+    Bounds are computed on the graph, in float64; counterexamples are judged by the network itself, in its own
+    precision.
+    """
+
+    network: nn.Module
+    graph: Graph
+    region: LpBall
+    margins: Margins
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.region.centre)
+
+    def select(self, index: Any) -> Self:
+        """The questions about some of the inputs."""
+        return replace(self, region=self.region.select(index), margins=self.margins.select(index))
+
+    def run(self, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch outputs"]:
+        """Outputs of the original network at points rounded to its precision."""
+        shaped = points.to(self.dtype).reshape((-1, *self.graph.input_shape))
+        return self.network(shaped).flatten(1).double()
+
+    def margins_at(self, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch targets"]:
+        """The margins of the original network at the points."""
+        return self.margins.of_outputs(self.run(points))
+
+    def is_counterexample(self, points: Float[Tensor, "batch n"]) -> Bool[Tensor, " batch"]:
+        """Whether each point, as the network reads it, is in its region and loses a margin there.
+
+        Every point is run alone, as a user would: results in a batch can differ in the last digit.
+        """
+        points = points.to(self.dtype)
+        with torch.no_grad():
+            lost = [
+                bool(self.select([k]).margins.violated(self.select([k]).margins_at(points[k : k + 1])))
+                for k in range(len(points))
+            ]
+        return self.region.contains(points.double()) & torch.tensor(lost, device=points.device)
+
+    def representable(self, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        """Points moved a few units in the last place, so that in the network's precision they stay inside."""
+        largest = float(points.abs().max())
+        ulps = torch.finfo(self.dtype).eps * largest * points.shape[1]
+        return self.region.shrunk(ulps).project(points).to(self.dtype)

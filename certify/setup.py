@@ -1,0 +1,76 @@
+"""From what a user passes to a checked problem."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from certify.errors import InvalidInputError, InvalidTypeError
+from certify.inputs import as_domain, as_radius
+from certify.ir.from_torch import graph_from_torch
+from certify.ir.ops import Shape
+from certify.properties import margins_of_labels
+from certify.regions import NORMS, LpBall
+from certify.search import PLANS, Plan, Problem
+
+
+def plan_of(method: str | Plan) -> Plan:
+    """A plan by name, or the one given."""
+    if isinstance(method, Plan):
+        return method
+    if method not in PLANS:
+        raise InvalidInputError(f"method is {method!r}; expected one of {', '.join(PLANS)}, or a Plan")
+    return PLANS[method]
+
+
+def _precision(network: nn.Module) -> tuple[torch.dtype, torch.device]:
+    for value in (*network.parameters(), *network.buffers()):
+        if value.is_floating_point():
+            return value.dtype, value.device
+    return torch.float64, torch.device("cpu")
+
+
+def make_problem(
+    network: nn.Module,
+    inputs: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, " batch"],
+    *,
+    eps: Any,
+    norm: str,
+    domain: Any,
+) -> Problem:
+    """The network's graph, the balls around the inputs, and the labels' margins, all checked.
+
+    The inputs are rounded to the network's own precision first, as the network itself would read them.
+    """
+    if norm not in NORMS:
+        raise InvalidInputError(f"norm is {norm!r}; expected one of {', '.join(NORMS)}")
+    radius = as_radius(eps)
+    if not isinstance(network, nn.Module):
+        raise InvalidTypeError(f"the network is a {type(network).__name__}; expected a torch.nn.Module")
+    shape: Shape = tuple(inputs.shape[1:])
+    graph = graph_from_torch(network, input_shape=shape)
+    if len(graph.output_shape) != 1:
+        raise InvalidInputError(
+            f"the network's output has shape {graph.output_shape}; expected one score for each class"
+        )
+    dtype, device = _precision(network)
+    region = _balls(inputs.flatten(1).to(device), dtype, radius, norm, as_domain(domain, shape))
+    margins = margins_of_labels(labels.to(device), graph.output_shape[0])
+    return Problem(network, graph, region, margins, dtype)
+
+
+def _balls(
+    points: Float[Tensor, "batch n"],
+    dtype: torch.dtype,
+    eps: float,
+    norm: str,
+    domain: tuple[Tensor, Tensor] | None,
+) -> LpBall:
+    read = points.to(dtype).double()
+    if domain is None:
+        return LpBall(read, eps, norm)
+    lower, upper = (limit.to(points.device).expand_as(points) for limit in domain)
+    LpBall(points, eps, norm, lower, upper)  # raises where an input is outside
+    return LpBall(read.clamp(lower, upper), eps, norm, lower, upper)

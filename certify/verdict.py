@@ -1,0 +1,65 @@
+"""What a verification answers: a status, the numbers behind it, and the witness if there is one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, unique
+from types import MappingProxyType
+
+import numpy as np
+
+
+@unique
+class Status(Enum):
+    """The four answers; the value is the sentence a user reads."""
+
+    VERIFIED = "verified: every input of the region keeps the label"
+    FALSIFIED = "falsified: the counterexample is in the region and the network gives it another label"
+    UNKNOWN = "unknown: no counterexample was found and the bounds are not tight enough; try a tighter method"
+    TIMEOUT = "timeout: the time limit was reached before an answer; raise it or try a cheaper method"
+
+    @property
+    def decided(self) -> bool:
+        """Whether this is an answer (verified or falsified)."""
+        return self in (Status.VERIFIED, Status.FALSIFIED)
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The answer for one input.
+
+    Attributes:
+        status: one of the four answers.
+        label: the class that has to be kept.
+        lower_bounds: for every other class a lower bound of `score[label] - score[other]` over the region,
+            in float64 and rounded down; minus infinity where no bound was computed.
+        counterexample: an input of the region, in the network's own precision and shape, that the network was
+            re-run on and that it gives another label; None unless FALSIFIED.
+        method: the stage that decided, or the last one that ran.
+        seconds: wall time.
+    """
+
+    status: Status
+    label: int
+    lower_bounds: Mapping[int, float]
+    counterexample: np.ndarray | None = field(repr=False)
+    method: str
+    seconds: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lower_bounds", MappingProxyType(dict(self.lower_bounds)))
+
+    @property
+    def worst_margin(self) -> float:
+        """The smallest of the lower bounds: positive exactly when they prove the label."""
+        return min(self.lower_bounds.values())
+
+    def __str__(self) -> str:
+        rival = min(self.lower_bounds, key=self.lower_bounds.__getitem__)
+        lines = [
+            f"{self.status.name} ({self.method}, {self.seconds:.3g} s)",
+            f"  {self.status.value}",
+            f"  label {self.label}, closest rival {rival}: margin at least {self.worst_margin:.6g}",
+        ]
+        if self.counterexample is not None:
+            lines.append(f"  counterexample: array of shape {self.counterexample.shape} in .counterexample")
+        return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""One input: can anything in its region change the label?"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from certify.errors import InvalidInputError
+from certify.inputs import as_inputs, as_label
+from certify.search import Deadline, Outcome, Plan, Problem, climb
+from certify.setup import make_problem, plan_of
+from certify.verdict import Status, Verdict
+
+
+def verify(
+    network: nn.Module,
+    x: Any,
+    *,
+    label: int,
+    eps: float,
+    norm: str = "linf",
+    domain: Any = None,
+    method: str | Plan = "auto",
+    timeout: float | None = None,
+) -> Verdict:
+    """Prove that no input within `eps` of `x` loses the label, or find one that does.
+
+    Args:
+        network: a torch module that `graph_from_torch` can read, in eval mode.
+        x: one input (array, tensor, data frame row), without or with a batch axis of 1.
+        label: the class to keep; for a network with one output 1 stands for a positive output, 0 for the rest.
+        eps: radius of the ball, in the units of x.
+        norm: "linf", "l2" or "l1".
+        domain: a pair (lower, upper) of numbers or arrays that valid inputs obey, such as (0, 1).
+        method: "auto" (attack, then intervals, then CROWN, until the answer is known), "ibp", "crown-ibp" or
+            "crown" (attack, then this method), or a `Plan`.
+        timeout: seconds; looked at between layers and attack steps, one of which is always finished.
+
+    Returns:
+        The verdict. VERIFIED: every lower bound is positive, rounding included. FALSIFIED: the counterexample
+        lies in the region and the network itself, re-run on it, gives another label.
+
+    Raises:
+        UnsupportedOp, TrainModeError: for a network that cannot be read.
+        InvalidInputError, InvalidTypeError: for anything else that cannot be worked with; says what to do.
+    """
+    plan, deadline = plan_of(method), Deadline(_seconds(timeout))
+    problem = make_problem(network, _one(x), as_label(label), eps=eps, norm=norm, domain=domain)
+    return _verdict(problem, climb(problem, plan, deadline), int(as_label(label)), deadline)
+
+
+def _seconds(timeout: float | None) -> float | None:
+    if timeout is not None and not timeout > 0:
+        raise InvalidInputError(f"timeout is {timeout}; expected a positive number of seconds, or None")
+    return timeout
+
+
+def _one(x: Any) -> Tensor:
+    """The input with exactly one batch axis in front: (1, n) and (1, channels, height, width) have it already."""
+    point = as_inputs(x, "x")
+    return point if point.ndim in (2, 4) and len(point) == 1 else point.unsqueeze(0)
+
+
+def _verdict(problem: Problem, outcome: Outcome, label: int, deadline: Deadline) -> Verdict:
+    (status,), (stage,) = outcome.status, outcome.stage
+    assert isinstance(status, Status)
+    bounds = zip(problem.margins.rivals[0].tolist(), outcome.lower[0].tolist(), strict=True)
+    witness = outcome.witness.get(0)
+    shaped = None if witness is None else witness.reshape(problem.graph.input_shape).cpu().numpy()
+    return Verdict(status, label, dict(bounds), shaped, stage, deadline.elapsed)
