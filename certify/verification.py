@@ -27,7 +27,7 @@ def verify(
     Args:
         network: a torch module that `graph_from_torch` can read, in eval mode.
         x: one input (array, tensor, data frame row), without or with a batch axis of 1.
-        label: the class to keep; for a network with one output 1 stands for a positive output, 0 for the rest.
+        label: the class to keep; for a network with one output 1 is a positive output, 0 the rest.
         eps: radius of the ball, in the units of x.
         norm: "linf", "l2" or "l1".
         domain: a pair (lower, upper) of numbers or arrays that valid inputs obey, such as (0, 1).
@@ -55,7 +55,7 @@ def _seconds(timeout: float | None) -> float | None:
 
 
 def _one(x: Any) -> Tensor:
-    """The input with exactly one batch axis in front: (1, n) and (1, channels, height, width) have it already."""
+    """The input with one batch axis in front: (1, n) and (1, channels, height, width) have it already."""
     point = as_inputs(x, "x")
     return point if point.ndim in (2, 4) and len(point) == 1 else point.unsqueeze(0)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from certify.errors import InvalidInputError
 from certify.ir.ops import AbstractAffine, AbstractOp, Input, Linear, Reshape, Shape
@@ -24,10 +24,10 @@ class Graph:
 
     nodes: tuple[Node, ...]
 
-    @classmethod
-    def start(cls, shape: Shape) -> Self:
+    @staticmethod
+    def start(shape: Shape) -> "Graph":
         """A graph that returns its input of the given shape."""
-        return cls((Node(Input(shape), (), shape),))
+        return Graph((Node(Input(shape), (), shape),))
 
     def append(self, op: AbstractOp, *inputs: int) -> "Graph":
         """The graph with one more node, reading the given nodes (by default the last one)."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import prod
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import Float
 
@@ -28,13 +28,13 @@ class AbstractOp(ABC):
 
     @abstractmethod
     def output_shape(self, *inputs: Shape) -> Shape:
-        """Shape of the result, without the batch axis; raises `InvalidInputError` where the inputs do not fit."""
+        """Shape of the result, without the batch axis; raises `InvalidInputError` where inputs do not fit."""
 
     @abstractmethod
     def forward(self, *values: Any) -> Any:
         """The values `(batch, *shape)` of the result."""
 
-    def map_arrays(self, convert: Callable[[Any], Any]) -> Self:
+    def map_arrays(self, convert: Callable[[Any], Any]) -> "AbstractOp":
         """The same operation with every array converted (to another precision, device or library)."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return replace(self, **{k: convert(v) for k, v in arrays.items() if hasattr(v, "dtype")})  # type: ignore[type-var]

@@ -1,7 +1,7 @@
 """Linear conditions on the outputs."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,9 +35,9 @@ class Margins:
         kept = torch.where(self.keeps_ties[:, None], margins >= 0, margins > 0)
         return ~kept.all(1)
 
-    def select(self, index: Any) -> Self:
+    def select(self, index: Any) -> "Margins":
         """The conditions of some of the inputs."""
-        return type(self)(self.rows[index], self.constants[index], self.rivals[index], self.keeps_ties[index])
+        return Margins(self.rows[index], self.constants[index], self.rivals[index], self.keeps_ties[index])
 
 
 def margins_of_labels(labels: Int[Tensor, " batch"], n_outputs: int) -> Margins:

@@ -1,7 +1,7 @@
 """What every input region can do."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,7 +51,7 @@ class AbstractRegion(ABC):
         """The step of the region's own size that a linear function grows most along."""
 
     @abstractmethod
-    def select(self, index: Any) -> Self:
+    def select(self, index: Any) -> "AbstractRegion":
         """The regions of some of the inputs."""
 
     @abstractmethod

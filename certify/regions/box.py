@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -76,9 +76,9 @@ class Box(AbstractRegion):
         """Signs, in half widths."""
         return gradient.sign() * self.radius
 
-    def select(self, index: Any) -> Self:
+    def select(self, index: Any) -> "Box":
         """The boxes of some of the inputs."""
-        return type(self)(self.lower[index], self.upper[index])
+        return Box(self.lower[index], self.upper[index])
 
     def to(self, dtype: torch.dtype) -> "Box":
         """Rounded outward."""

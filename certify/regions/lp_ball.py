@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,7 +29,7 @@ class LpBall(AbstractRegion):
         lower, upper: the domain; both or none. Infinite entries leave a side open.
 
     Raises:
-        InvalidInputError: for NaN, a negative radius, an unknown norm, crossing limits, a centre outside the domain.
+        InvalidInputError: for NaN, a negative radius, an unknown norm, crossing limits, a centre outside.
     """
 
     centre: Float[Tensor, "batch n"]
@@ -68,16 +68,13 @@ class LpBall(AbstractRegion):
         return self._box.bounding_box()
 
     def minimum(self, rows: Float[Tensor, "#batch rows n"]) -> Float[Tensor, "batch rows"]:
-        """row.centre - sup{row.d}: the dual norm, or with a domain the dual function at a near-optimal multiplier.
+        """row.centre - sup{row.d}: the dual norm, or with a domain the dual function at a good multiplier.
 
         Any multiplier gives a valid bound (weak duality), so an inexact search costs tightness only.
         """
         if self.norm == "linf" or self.eps == 0:
             return self._box.minimum(rows)
-        if self._clipped:
-            reach = self._reach_in_domain(rows)
-        else:
-            reach = self.eps * _dual_norm(rows, self.norm)
+        reach = self._reach_in_domain(rows) if self._clipped else self.eps * _dual_norm(rows, self.norm)
         return self._rounded(rows, reach)
 
     @cached_property
@@ -174,16 +171,21 @@ class LpBall(AbstractRegion):
         best = gain.argmax(1, keepdim=True)
         return step.scatter(1, best, self.eps * gradient.sign().gather(1, best))
 
-    def select(self, index: Any) -> Self:
+    def select(self, index: Any) -> "LpBall":
         """The balls of some of the inputs."""
-        limits = {
-            k: None if v is None else v[index] for k, v in (("lower", self.lower), ("upper", self.upper))
-        }
-        return replace(self, centre=self.centre[index], **limits)
+        lower = None if self.lower is None else self.lower[index]
+        upper = None if self.upper is None else self.upper[index]
+        return replace(self, centre=self.centre[index], lower=lower, upper=upper)
 
-    def shrunk(self, amount: float) -> Self:
-        """The same with the radius less `amount`, at least 0."""
-        return replace(self, eps=max(0.0, self.eps - amount))
+    def representable(self, points: Float[Tensor, "batch n"], dtype: torch.dtype) -> Tensor:
+        """Points of another precision, near the given ones and inside if the ball is large enough for it."""
+        count = {"linf": 1.0, "l2": self.centre.shape[1] ** 0.5, "l1": self.centre.shape[1]}[self.norm]
+        # One rounding of each entry, and one more where a limit of the domain is not representable.
+        moved = 2 * count * torch.finfo(dtype).eps * float(points.abs().max())
+        points = replace(self, eps=max(0.0, self.eps - moved)).project(points).to(dtype)
+        if self.lower is None or self.upper is None:
+            return points
+        return points.clamp(cast_up(self.lower, dtype), cast_down(self.upper, dtype))
 
     def to(self, dtype: torch.dtype) -> "AbstractRegion":
         """A ball (for l_inf a box) around this one in another precision."""
@@ -215,7 +217,7 @@ def _check_domain(centre: Tensor, lower: Tensor, upper: Tensor) -> None:
     if bool(outside.any()):
         which = int(outside.nonzero()[0])
         raise InvalidInputError(
-            f"input {which} lies outside the domain; scale the inputs as the domain says, or give the right domain"
+            f"input {which} lies outside the domain; scale the inputs to the domain, or give the right domain"
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """lower_slope z + lower_intercept <= f(z) <= upper_slope z + upper_intercept between the bounds, per entry.
+    """lower_slope z + lower_intercept <= f(z) <= upper_slope z + upper_intercept between the bounds.
 
     A `lower_intercept` of None is zero everywhere.
     """

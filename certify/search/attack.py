@@ -48,7 +48,7 @@ class PGD:
             if not left or deadline.expired:
                 break
             part = problem.select(left)
-            points = part.representable(self._descend(part, restart, generator, deadline))
+            points = part.region.representable(self._descend(part, restart, generator, deadline), part.dtype)
             hits = part.is_counterexample(points).tolist()
             found |= {left[k]: points[k] for k, hit in enumerate(hits) if hit}
             left = [k for k in left if k not in found]

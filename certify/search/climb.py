@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 
 import torch
 from torch import Tensor
 
 from certify.bounds import AbstractMethod, Bounds, crown, crown_ibp, ibp
+from certify.bounds.base import last
 from certify.search.attack import PGD
 from certify.search.deadline import Deadline
 from certify.search.problem import Problem
@@ -43,11 +44,11 @@ class Outcome:
     witness: dict[int, Tensor]
     lower: Tensor  # batch, targets
 
-    @classmethod
-    def start(cls, problem: Problem) -> "Outcome":
+    @staticmethod
+    def start(problem: Problem) -> "Outcome":
         """Nothing is known."""
         lower = torch.full_like(problem.margins.constants, -torch.inf)
-        return cls([None] * len(problem), ["none"] * len(problem), {}, lower)
+        return Outcome([None] * len(problem), ["none"] * len(problem), {}, lower)
 
     @property
     def left(self) -> list[int]:
@@ -107,10 +108,10 @@ def _bound(
     """Bound the margins of the inputs without an answer; the bounds of those still left are returned."""
     left = outcome.left
     part = problem.select(left)
-    bounds = known or Bounds()
-    for bounds in islice(method.steps(problem.graph, part.region, known), problem.graph.output):
-        if deadline.expired:
-            return None
+    hidden = islice(method.steps(problem.graph, part.region, known), problem.graph.output)
+    bounds = last(takewhile(lambda _: not deadline.expired, hidden), Bounds())
+    if deadline.expired:
+        return None
     lower = method.margins(problem.graph, part.region, bounds, part.margins)
     outcome.lower[left] = torch.maximum(outcome.lower[left], lower.to(outcome.lower))
     for k in left:

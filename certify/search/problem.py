@@ -1,7 +1,7 @@
 """A batch of questions about one network: does every input of the region keep all margins?"""
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,7 +29,7 @@ class Problem:
     def __len__(self) -> int:
         return len(self.region.centre)
 
-    def select(self, index: Any) -> Self:
+    def select(self, index: Any) -> "Problem":
         """The questions about some of the inputs."""
         return replace(self, region=self.region.select(index), margins=self.margins.select(index))
 
@@ -49,14 +49,8 @@ class Problem:
         """
         points = points.to(self.dtype)
         with torch.no_grad():
-            lost = [
-                bool(self.select([k]).margins.violated(self.select([k]).margins_at(points[k : k + 1])))
-                for k in range(len(points))
-            ]
+            lost = [self.select([k])._is_lost(points[k : k + 1]) for k in range(len(points))]
         return self.region.contains(points.double()) & torch.tensor(lost, device=points.device)
 
-    def representable(self, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
-        """Points moved a few units in the last place, so that in the network's precision they stay inside."""
-        largest = float(points.abs().max())
-        ulps = torch.finfo(self.dtype).eps * largest * points.shape[1]
-        return self.region.shrunk(ulps).project(points).to(self.dtype)
+    def _is_lost(self, point: Float[Tensor, "1 n"]) -> bool:
+        return bool(self.margins.violated(self.margins_at(point)))
