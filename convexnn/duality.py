@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convexnn.neurons import Neurons
-from convexnn.pricing import Candidates, ColumnPairs, evaluate, search, starting_points
+from convexnn.pricing import Candidates, ColumnPairs, Effort, evaluate, merge, search, starting_points
 from convexnn.problem import Problem
 
 
@@ -42,22 +42,26 @@ def judge(
     V: Float[Tensor, "n K"],
     neurons: Neurons,
     *,
-    n_starts: int,
+    effort: Effort,
     generator: torch.Generator,
     known: Float[Tensor, "m d"] | None = None,
     pairs: ColumnPairs | None = None,
+    enough: float = float("inf"),
 ) -> Judgement:
-    """The local-search bound at V from fresh starts, the network's own neurons and known directions."""
-    starts = starting_points(problem.X, V, neurons, n_starts, generator)
+    """The local-search bound at V from fresh starts, the network's own neurons and known directions.
+
+    A value above ``enough`` decides the case, and the search ends early.
+    """
     found = search(
         problem.X,
         V,
-        starts,
+        starting_points(problem.X, V, neurons, effort.n_starts, generator),
+        effort=effort,
         scale=problem.typical_activation(),
-        floor=0.9 * problem.weight_decay,
-        keep=120,
+        generator=generator,
         known=known,
         pairs=pairs,
+        enough=enough,
     )
-    candidates = evaluate(problem.X, V, torch.cat([found.U, neurons.W]))
+    candidates = merge(found, evaluate(problem.X, V, neurons.W))
     return Judgement(V, candidates, dual_bound(problem, V, candidates.best()))

@@ -4,7 +4,7 @@ Thin on purpose: they check the data, bring it into one canonical order, call th
 its answer. Everything about optimality is in ``result_``.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from convexnn.errors import InvalidInputError
 from convexnn.result import TrainingResult
-from convexnn.train import train
+from convexnn.training import train
 
 BINARY_LOSSES = ("logistic", "hinge", "squared")
 MULTICLASS_LOSSES = ("softmax", "squared")
@@ -133,7 +133,7 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "ConvexReLURegressor":
         """Train.
 
         Args:
@@ -232,7 +232,7 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "ConvexReLUClassifier":
         """Train.
 
         Args:

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from convexnn.errors import InvalidInputError, MissingDependencyError
-from convexnn.saving import need_two_layers
+from convexnn.network import layers_of
 
 OPSET = 13
 IR_VERSION = 8
+Layers = tuple[torch.nn.Linear, torch.nn.Linear]
 ELEMENT_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
@@ -21,7 +22,7 @@ def to_onnx(
     dtype: torch.dtype = torch.float64,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write ``Sequential(Linear, ReLU, Linear)`` as the ONNX graph Gemm, Relu, Gemm.
+    """Write a network of the form Linear, ReLU, Linear as the ONNX graph Gemm, Relu, Gemm.
 
     The input ``x`` is ``(batch, d)``, the output ``y`` is ``(batch, K)``; the batch size is free.
 
@@ -41,7 +42,7 @@ def to_onnx(
     if dtype not in ELEMENT_TYPES:
         raise InvalidInputError(f"dtype must be one of {list(ELEMENT_TYPES)}, got {dtype}")
     onnx = _import_onnx()
-    model = _model(onnx, need_two_layers(network), np.dtype(ELEMENT_TYPES[dtype]))
+    model = _model(onnx, layers_of(network), np.dtype(ELEMENT_TYPES[dtype]))
     onnx.helper.set_model_props(model, metadata or {})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
@@ -57,10 +58,11 @@ def _import_onnx() -> Any:
     return onnx
 
 
-def _model(onnx: Any, network: torch.nn.Sequential, dtype: np.dtype) -> Any:
+def _model(onnx: Any, layers: Layers, dtype: np.dtype) -> Any:
     helper = onnx.helper
     element = helper.np_dtype_to_tensor_dtype(dtype)
-    weights = _weights(network, dtype)
+    first, last = layers
+    weights = _weights(layers, dtype)
     graph = helper.make_graph(
         [
             helper.make_node("Gemm", ["x", "W1", "b1"], ["z"], transB=1),
@@ -68,18 +70,18 @@ def _model(onnx: Any, network: torch.nn.Sequential, dtype: np.dtype) -> Any:
             helper.make_node("Gemm", ["h", "W2", "b2"], ["y"], transB=1),
         ],
         "convexnn",
-        [helper.make_tensor_value_info("x", element, ["batch", network[0].in_features])],
-        [helper.make_tensor_value_info("y", element, ["batch", network[2].out_features])],
+        [helper.make_tensor_value_info("x", element, ["batch", first.in_features])],
+        [helper.make_tensor_value_info("y", element, ["batch", last.out_features])],
         [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     opset = helper.make_opsetid("", OPSET)
     return helper.make_model(graph, opset_imports=[opset], producer_name="convexnn", ir_version=IR_VERSION)
 
 
-def _weights(network: torch.nn.Sequential, dtype: np.dtype) -> dict[str, np.ndarray]:
+def _weights(layers: Layers, dtype: np.dtype) -> dict[str, np.ndarray]:
     """Initialisers of the graph; a missing bias is written as zeros."""
     arrays = {}
-    for layer, index in ((network[0], "1"), (network[2], "2")):
+    for layer, index in zip(layers, ("1", "2"), strict=True):
         bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
         arrays["W" + index] = layer.weight.detach().cpu().numpy().astype(dtype)
         arrays["b" + index] = bias.detach().cpu().numpy().astype(dtype)

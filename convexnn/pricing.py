@@ -8,6 +8,7 @@ The ascent smooths the kink of the ReLU, r_E(t) = (t + sqrt(t^2 + E^2)) / 2, min
 zero. Its stationary points are z = M u.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,6 @@ from torch import Tensor
 
 from convexnn.neurons import Neurons, unit_rows
 
-COARSE = (3e-2, 3e-3)
-FINE = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 _PAIR_BUDGET = 24_000_000  # numbers held for the products of columns; beyond it, conjugate gradients
 
 
@@ -45,6 +44,21 @@ class Candidates:
         return Candidates(self.U[index], self.B[index], self.values[index])
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How hard to search: smoothing levels of a climb, numbers of starts, generations of hops."""
+
+    n_starts: int = 192
+    hops: int = 192
+    generations: int = 1
+    patience: int = 1
+    n_elite: int = 150
+    levels: tuple[float, ...] = (3e-2, 3e-3, 3e-4, 1e-5)
+    steps: int = 2
+    n_polished: int = 60
+    polish: tuple[float, ...] = (1e-4, 1e-6, 1e-8)
+
+
 class ColumnPairs:
     """Products of columns x_a x_b, a <= b, so that all Hessians of a batch are one matrix product."""
 
@@ -53,12 +67,20 @@ class ColumnPairs:
         self._rows, self._columns = torch.triu_indices(d, d, device=X.device)
         self._products = X[:, self._rows] * X[:, self._columns]
         self._d = d
+        self._single: ColumnPairs | None = None
 
     @staticmethod
     def fit(X: Float[Tensor, "n d"]) -> "ColumnPairs | None":
         """The products, or None where they would take too much memory."""
         n, d = X.shape
         return ColumnPairs(X) if n * d * (d + 1) // 2 <= _PAIR_BUDGET else None
+
+    def single(self) -> "ColumnPairs":
+        """The same products in single precision."""
+        if self._single is None:
+            self._single = copy.copy(self)
+            self._single._products = self._products.float()
+        return self._single
 
     def hessians(self, H: Float[Tensor, "S n"]) -> Float[Tensor, "S d d"]:
         """X' diag(h) X for each row h of H."""
@@ -103,19 +125,21 @@ def ascend(
 def _newton_step(
     X: Tensor, V: Tensor, Z: Tensor, width: float, pairs: ColumnPairs | None
 ) -> tuple[Tensor, float]:
-    norms = Z.norm(dim=1, keepdim=True)
-    E2 = (width * norms) ** 2
+    square = (Z * Z).sum(1, keepdim=True)
+    E2 = width**2 * square
     T = Z @ X.T
-    Q = torch.sqrt(T * T + E2)
-    B = unit_rows((T + Q) @ V)
-    SV = B @ V.T
-    value = 0.5 * ((Z * Z).sum(1) - (SV * (T + Q)).sum(1))
-    G = Z - (SV * (0.5 + 0.5 * T / Q)) @ X
-    H = torch.clamp(-SV, min=0) * (0.5 * E2) / (Q * Q * Q)
+    Q = torch.sqrt(torch.addcmul(E2, T, T))
+    D = T + Q  # twice the smoothed ReLU
+    SV = unit_rows(D @ V) @ V.T
+    inverse = Q.reciprocal()
+    pull = SV * D
+    value = 0.5 * (square[:, 0] - pull.sum(1))
+    G = Z - 0.5 * (pull.mul_(inverse) @ X)
+    H = SV.clamp(max=0.0).mul_(inverse).mul_(inverse).mul_(inverse).mul_(-0.5 * E2)
     P = _direction(X, H, G, pairs)
     slope = (G * P).sum(1)
     Z = _line_search(Z, P, T, P @ X.T, SV, E2, value, slope)
-    return Z, float(-(slope / (norms * norms)[:, 0].clamp(min=1e-300)).min())
+    return Z, float(-(slope / square[:, 0].clamp(min=torch.finfo(X.dtype).tiny)).min())
 
 
 def _direction(X: Tensor, H: Tensor, G: Tensor, pairs: ColumnPairs | None) -> Tensor:
@@ -146,21 +170,28 @@ def _conjugate_gradients(X: Tensor, H: Tensor, R: Tensor, max_steps: int = 8) ->
 def _line_search(
     Z: Tensor, P: Tensor, T: Tensor, TP: Tensor, SV: Tensor, E2: Tensor, value: Tensor, slope: Tensor
 ) -> Tensor:
-    out, open_rows, step = Z.clone(), torch.arange(len(Z), device=Z.device), 1.0
-    for _ in range(6):
-        trial = Z[open_rows] + step * P[open_rows]
-        t = T[open_rows] + step * TP[open_rows]
-        new = 0.5 * (
-            (trial * trial).sum(1) - (SV[open_rows] * (t + torch.sqrt(t * t + E2[open_rows]))).sum(1)
-        )
-        allowance = 4 * torch.finfo(Z.dtype).eps * value[open_rows].abs()
-        good = new <= value[open_rows] + 1e-4 * step * slope[open_rows] + allowance
-        out[open_rows[good]] = trial[good]
-        open_rows = open_rows[~good]
+    """Armijo steps, row by row; rows that fail six times stay where they are."""
+    limit = value + 8 * torch.finfo(Z.dtype).eps * value.abs()
+    trial = Z + P
+    open_rows = torch.nonzero(_merit(trial, T + TP, SV, E2) > limit + 1e-4 * slope)[:, 0]
+    step = 1.0
+    for _ in range(5):
         if len(open_rows) == 0:
-            break
+            return trial
         step *= 0.3
-    return out
+        Z_open, T_open, TP_open, P_open = Z[open_rows], T[open_rows], TP[open_rows], P[open_rows]
+        moved = Z_open + step * P_open
+        merit = _merit(moved, T_open + step * TP_open, SV[open_rows], E2[open_rows])
+        trial[open_rows] = moved
+        open_rows = open_rows[merit > limit[open_rows] + 1e-4 * step * slope[open_rows]]
+    trial[open_rows] = Z[open_rows]
+    return trial
+
+
+def _merit(Z: Tensor, T: Tensor, SV: Tensor, E2: Tensor) -> Tensor:
+    """||z||^2/2 - b'V'r_E(Xz) for each row z."""
+    smoothed = torch.sqrt(torch.addcmul(E2, T, T)).add_(T).mul_(SV)
+    return 0.5 * ((Z * Z).sum(1) - smoothed.sum(1))
 
 
 def distinct(candidates: Candidates, limit: int, cosine: float = 0.9999) -> Candidates:
@@ -219,10 +250,9 @@ def _correlations(X: Tensor, V: Tensor, m: int, generator: torch.Generator) -> T
 
 
 def _near_neurons(U: Tensor, m: int, generator: torch.Generator) -> list[Tensor]:
-    first, second, third = (U[_pick(len(U), m, generator).to(U.device)] for _ in range(3))
-    spread = (0.3 + 0.7 * _pick(2, m, generator))[:, None].to(U)
+    second, third = (U[_pick(len(U), m, generator).to(U.device)] for _ in range(2))
     return [
-        first + spread * _noise(U, m, generator),
+        _near_neurons_at(U, m, (0.3, 1.0), generator),
         second + _signs(U, m, generator) * third + 0.05 * _noise(U, m, generator),
     ]
 
@@ -232,18 +262,55 @@ def search(
     V: Float[Tensor, "n K"],
     starts: Float[Tensor, "S d"],
     *,
+    effort: Effort,
     scale: float,
-    floor: float,
-    keep: int,
+    generator: torch.Generator,
     known: Float[Tensor, "m d"] | None = None,
-    levels: tuple[float, ...] = FINE,
     pairs: ColumnPairs | None = None,
+    enough: float = float("inf"),
 ) -> Candidates:
-    """Screen all starts coarsely, refine the best ``keep`` above ``floor`` together with ``known``."""
-    screened = distinct(ascend(X, V, starts, scale=scale, levels=COARSE, steps=2, pairs=pairs), keep, 0.999)
-    chosen = screened.U[screened.values > floor]
-    if len(chosen) == 0:
-        chosen = screened.U[:1]
-    if known is not None:
-        chosen = torch.cat([chosen, known])
-    return ascend(X, V, chosen, scale=scale, levels=levels, steps=3, pairs=pairs)
+    """Local maxima from the starts, then from perturbed maxima (basin hopping), generation by generation.
+
+    Near the optimum hundreds of local maxima lie within a percent of the weight decay, and the ones
+    above it have small basins next to others that are almost as high: perturbing the best maxima
+    finds them 20 to 50 times as often as fresh starts do. The climbs are in single precision, the
+    best of them polished in that of X. A value above ``enough`` ends the search.
+    """
+
+    half, half_V, half_pairs = X.float(), V.float(), None if pairs is None else pairs.single()
+    tiny = float(half_V.abs().max())  # values far below one would underflow in single precision
+    half_V = half_V / tiny if tiny > 0 else half_V
+
+    def climb(U: Tensor) -> Candidates:
+        options = {"scale": scale, "levels": effort.levels, "steps": effort.steps, "pairs": half_pairs}
+        return evaluate(X, V, ascend(half, half_V, U.float(), **options).U.to(X.dtype))
+
+    elite = climb(starts)
+    if known is not None and len(known):
+        elite = merge(elite, evaluate(X, V, known))
+    elite = distinct(elite, effort.n_elite)
+    idle = 0
+    for _ in range(effort.generations):
+        best = elite.best()
+        if best > enough:
+            break
+        elite = elite.take(elite.values > 0.9 * best)
+        hops = _near_neurons_at(elite.U, min(effort.hops, 16 * len(elite)), (0.05, 0.1, 0.2, 0.4), generator)
+        elite = distinct(merge(elite, climb(hops)), effort.n_elite)
+        idle = 0 if elite.best() > best * (1 + 1e-6) else idle + 1
+        if idle == effort.patience:
+            break
+    polish = elite.take(slice(effort.n_polished)).U
+    return merge(elite, ascend(X, V, polish, scale=scale, levels=effort.polish, steps=2, pairs=pairs))
+
+
+def merge(first: Candidates, second: Candidates) -> Candidates:
+    """Both, sorted by falling value."""
+    values = torch.cat([first.values, second.values])
+    order = torch.argsort(values, descending=True)
+    return Candidates(torch.cat([first.U, second.U])[order], torch.cat([first.B, second.B])[order], values[order])
+
+
+def _near_neurons_at(U: Tensor, m: int, spreads: tuple[float, ...], generator: torch.Generator) -> Tensor:
+    spread = torch.tensor(spreads)[_pick(len(spreads), m, generator)][:, None].to(U)
+    return U[_pick(len(U), m, generator).to(U.device)] + spread * _noise(U, m, generator)

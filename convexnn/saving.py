@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 
-from convexnn.errors import InvalidInputError, UnsupportedNetworkError
+from convexnn.errors import InvalidInputError
 
 FORMAT = "convexnn network 1"
 
@@ -21,7 +21,7 @@ class Standardisation:
     scale: Float64[np.ndarray, " d"]
 
     @classmethod
-    def of(cls, X: Float64[np.ndarray, "n d"]) -> Self:
+    def of(cls, X: Float64[np.ndarray, "n d"]) -> "Standardisation":
         """Mean and standard deviation of each column; a constant column keeps the scale 1."""
         scale = X.std(axis=0)
         return cls(X.mean(axis=0), np.where(scale > 0, scale, 1.0))
@@ -119,15 +119,3 @@ def _read(path: str | Path) -> dict[str, Any]:
             "load it with torch yourself and pass the module"
         )
     return stored
-
-
-def need_two_layers(network: torch.nn.Module) -> torch.nn.Sequential:
-    """The network itself if it is ``Sequential(Linear, ReLU, Linear)``, else a typed error."""
-    kinds = (
-        [type(layer) for layer in network] if isinstance(network, torch.nn.Sequential) else [type(network)]
-    )
-    if kinds != [torch.nn.Linear, torch.nn.ReLU, torch.nn.Linear]:
-        raise UnsupportedNetworkError(
-            f"expected Sequential(Linear, ReLU, Linear), got {[kind.__name__ for kind in kinds]}"
-        )
-    return network  # type: ignore[return-value]

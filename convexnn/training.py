@@ -209,7 +209,7 @@ def _best_bound(task: _Task, neurons: Neurons, objective: float, limits: Limits,
     bias = problem.loss.optimal_bias(restricted(problem.X)) if problem.output_bias else 0.0
     V = problem.dual_point(restricted(problem.X) + bias)
     generator = torch.Generator().manual_seed(seed)
-    own = judge(problem, V, restricted, n_starts=512, generator=generator, pairs=ColumnPairs.fit(problem.X))
+    own = judge(problem, V, restricted, effort=SlidingFrankWolfe().confirmation, generator=generator, pairs=ColumnPairs.fit(problem.X))
     if relative_gap(objective, own.bound, problem.floor()) <= limits.tol:
         return own.bound
     answer = solve(problem, SlidingFrankWolfe(), start=None, limits=limits, seed=seed)

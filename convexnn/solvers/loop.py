@@ -121,7 +121,7 @@ def _rounds(
         gained = bound > run.bound
         run.bound = max(run.bound, bound)
         if run.done():
-            judgement = _confirm(run.problem, solver, V, state, fresh)
+            judgement = _confirm(run, solver, V, state, fresh)
             run.bound = judgement.bound
             state = replace(state, candidates=judgement.candidates.to(working.X.dtype))
         entry = run.note(len(state.neurons))
@@ -130,7 +130,7 @@ def _rounds(
         status = run.status()
         if status is not None:
             return status
-        state = solver.improve(working, replace(state, gap=run.gap()), pairs, deadline)
+        state = solver.improve(working, replace(state, gap=run.gap(), objective=run.objective), pairs, deadline)
         if not bool(torch.isfinite(state.V).all()):
             return Status.NON_FINITE
         gained |= run.see_network(state.neurons.to(torch.float64))
@@ -138,8 +138,18 @@ def _rounds(
 
 
 def _confirm(
-    problem: Problem, solver: SlidingFrankWolfe, V: Tensor, state: SlidingState, fresh: torch.Generator
+    run: _Run, solver: SlidingFrankWolfe, V: Tensor, state: SlidingState, fresh: torch.Generator
 ) -> Judgement:
-    known, neurons = state.candidates.U.double(), state.neurons.to(torch.float64)
-    pairs = ColumnPairs.fit(problem.X)
-    return judge(problem, V, neurons, n_starts=4 * solver.n_starts, generator=fresh, known=known, pairs=pairs)
+    problem = run.problem
+    # A neuron with this value brings the bound below what tol demands, to first order.
+    share = run.objective * (1 - run.limits.tol) / max(run.bound, 1e-300)
+    return judge(
+        problem,
+        V,
+        state.neurons.to(torch.float64),
+        effort=solver.confirmation,
+        generator=fresh,
+        known=state.candidates.U.double(),
+        pairs=ColumnPairs.fit(problem.X),
+        enough=problem.weight_decay / min(share, 1.0) * (1 + run.limits.tol),
+    )

@@ -6,6 +6,7 @@ min L(sum_j s_j (X z_j)_+ + b) + weight_decay sum_j ||z_j||.
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -53,7 +54,7 @@ def slide_scalar(
     """Neurons at a stationary point for their pattern of kinks, and the dual point V there."""
     masses, signs = neurons.masses(), torch.sign(neurons.A)
     Z = neurons.W * (masses / neurons.W.norm(dim=1))[:, None]
-    level: float | None = levels.start
+    level = levels.start
     setting = _setting(problem, signs, Z, levels.start)
     point = _evaluate(setting, Z, neurons.bias, Z @ problem.X.T)
     W = point.act.T / point.act.Q
@@ -62,10 +63,12 @@ def slide_scalar(
         moved, W = _advance(setting, point, W, direction, slope)
         stuck = moved is None
         point = moved or point
-        if stuck or -slope < _tolerance(setting, point):
-            level = levels.next(level)
-            if level is None:
+        error = _smoothing_error(setting, point)
+        if stuck or -slope < max(0.02 * error, 1e-10 * abs(point.value)):
+            finer = levels.next(level, error)
+            if finer is None:
                 break
+            level = finer
             setting = _setting(problem, signs, point.Z, level)
             point = _evaluate(setting, point.Z, point.bias, point.act.T)
         if time.perf_counter() > deadline:
@@ -134,7 +137,7 @@ def _solve_dense(
     J = ((active * root)[:, None, :] * X.T).reshape(k * d, n)
     if g_bias is not None:
         J = torch.cat([J, root[None]])
-    H = J @ J.T
+    H = _lower_gram(J)
     blocks = _blocks(X, kinks, *scaled, pairs)
     for j in range(k):
         H[j * d : (j + 1) * d, j * d : (j + 1) * d] += blocks[j]
@@ -146,6 +149,16 @@ def _solve_dense(
         factor, _ = torch.linalg.cholesky_ex(H)
     p = -torch.cholesky_solve(g[:, None], factor)[:, 0]
     return p[: k * d].reshape(k, d), p[k * d :] if g_bias is not None else p.new_zeros(1)
+
+
+def _lower_gram(J: Tensor, blocks: int = 6) -> Tensor:
+    """J J' in its lower triangle, which is all that a Cholesky factorisation reads."""
+    m = len(J)
+    H = J.new_zeros((m, m))
+    edges = [m * i // blocks for i in range(blocks + 1)]
+    for low, high in pairwise(edges):
+        H[low:high, :high] = J[low:high] @ J[:high].T
+    return H
 
 
 def _solve_iterative(
@@ -219,11 +232,10 @@ def _advance(
     return None, W
 
 
-def _tolerance(setting: _Setting, point: _Point) -> float:
-    """Go on to the next level once the decrement is small against the error of smoothing."""
+def _smoothing_error(setting: _Setting, point: _Point) -> float:
+    """What the smoothing of the kinks adds to the objective, to first order."""
     V = setting.loss.negative_gradient(point.F)[:, 0]
-    error = float(((-V * setting.signs).clamp(min=0.0) * point.act.smoothing_error()).sum())
-    return max(0.02 * error, 1e-10 * abs(point.value))
+    return float(((-V * setting.signs).clamp(min=0.0) * point.act.smoothing_error()).sum())
 
 
 def _to_neurons(point: _Point, signs: Tensor) -> Neurons:

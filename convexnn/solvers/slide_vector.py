@@ -47,7 +47,7 @@ def slide_vector(
     max_steps: int = 40,
 ) -> tuple[Neurons, Float[Tensor, "n K"]]:
     """Neurons near a stationary point for their pattern of kinks, and the dual point V there."""
-    level: float | None = levels.start
+    level = levels.start
     setting = _setting(problem, neurons, levels.start)
     point = _evaluate(setting, neurons, neurons.W @ problem.X.T)
     dual = point.act.T / point.act.Q
@@ -56,10 +56,12 @@ def slide_vector(
         moved, dual = _advance(setting, point, dual, direction, TP, slope)
         stuck = moved is None
         point = moved or point
-        if stuck or -slope < _tolerance(setting, point):
-            level = levels.next(level)
-            if level is None:
+        error = _smoothing_error(setting, point)
+        if stuck or -slope < max(0.05 * error, 1e-14 * abs(point.value)):
+            finer = levels.next(level, error)
+            if finer is None:
                 break
+            level = finer
             setting = _setting(problem, point.neurons, level)
             point = _evaluate(setting, point.neurons, point.act.T)
         if time.perf_counter() > deadline:
@@ -191,7 +193,7 @@ def _advance(
     return None, dual
 
 
-def _tolerance(setting: _Setting, point: _Point) -> float:
+def _smoothing_error(setting: _Setting, point: _Point) -> float:
+    """What the smoothing of the kinks adds to the objective, to first order."""
     pull = point.neurons.A @ setting.loss.negative_gradient(point.F).T
-    error = float(((-pull).clamp(min=0.0) * point.act.smoothing_error()).sum())
-    return max(0.05 * error, 1e-14 * abs(point.value))
+    return float(((-pull).clamp(min=0.0) * point.act.smoothing_error()).sum())

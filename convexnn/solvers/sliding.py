@@ -11,13 +11,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convexnn.neurons import Neurons, no_neurons, unit_rows
-from convexnn.pricing import Candidates, ColumnPairs, FINE, distinct, evaluate, search, starting_points
+from convexnn.pricing import Candidates, ColumnPairs, Effort, distinct
+from convexnn.duality import judge
 from convexnn.problem import Problem
 from convexnn.solvers.amplitudes import group_amplitudes, signed_amplitudes
 from convexnn.solvers.slide_scalar import slide_scalar
 from convexnn.solvers.slide_vector import slide_vector
 from convexnn.solvers.smoothing import Levels
 
+
+import os
+ENOUGH=float(os.environ.get("ENOUGH","0.01"))
+FACTOR=float(os.environ.get("FACTOR","0.2"))
+from convexnn.solvers import slide_scalar as _ss
+_ss._DENSE_LIMIT=int(os.environ.get("DENSE","1100"))
 
 @dataclass(frozen=True)
 class SlidingState:
@@ -28,14 +35,16 @@ class SlidingState:
     candidates: Candidates  # priced at V; empty before the first pricing
     gap: float  # the loop's relative gap, which sets the accuracy of the next step
     first: bool
+    objective: float = 0.0
 
 
 @dataclass(frozen=True)
 class SlidingFrankWolfe:
     """The method behind ``method="global"``; every member is a setting."""
 
-    n_starts: int = 192
-    n_refined: int = 40
+    early: Effort = Effort(generations=0, levels=(3e-2, 3e-3, 1e-3, 1e-4))
+    effort: Effort = Effort()
+    confirmation: Effort = Effort(n_starts=768, hops=384, generations=12, patience=3, n_elite=300)
     n_added: int = 30
     n_pool: int = 60
     end_level: float = 1e-8
@@ -51,21 +60,16 @@ class SlidingFrankWolfe:
         self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None, generator: torch.Generator
     ) -> SlidingState:
         """Neurons that violate the dual constraint at V."""
-        X, V, neurons = problem.X, state.V, state.neurons
-        starts = starting_points(X, V, neurons, self.n_starts, generator)
-        found = search(
-            X,
-            V,
-            starts,
-            scale=problem.typical_activation(),
-            floor=0.9 * problem.weight_decay,
-            keep=self.n_refined,
+        judgement = judge(
+            problem,
+            state.V,
+            state.neurons,
+            effort=self.effort if state.gap < 2e-2 else self.early,
+            generator=generator,
             known=distinct(state.candidates, self.n_pool).U,
-            levels=FINE if state.gap < 2e-2 else FINE[:2],
             pairs=pairs,
         )
-        candidates = evaluate(X, V, torch.cat([found.U, neurons.W]))
-        return replace(state, candidates=candidates)
+        return replace(state, candidates=judgement.candidates)
 
     def improve(
         self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None, deadline: float = float("inf")
@@ -85,7 +89,7 @@ class SlidingFrankWolfe:
     def _levels(self, state: SlidingState) -> Levels:
         if state.first:
             return Levels(1e-1, 1e-3)
-        return Levels(min(1e-2, 0.3 * state.gap), 1e-4 if state.gap > 2e-2 else self.end_level)
+        return Levels(min(1e-2, 0.3 * state.gap), self.end_level, ENOUGH * state.gap * state.objective, FACTOR)
 
     def _amplitudes(self, problem: Problem, state: SlidingState, violators: Candidates) -> Neurons:
         neurons, loss = state.neurons, problem.loss.smoothed(1e-3)

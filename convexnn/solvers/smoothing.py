@@ -9,15 +9,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Levels:
-    """Relative smoothing widths from ``start`` down to ``end``, by ``factor`` a level."""
+    """Relative smoothing widths from ``start`` down to ``end``, by ``factor`` a level.
+
+    An objective that is off by less than ``enough`` needs no finer level.
+    """
 
     start: float
     end: float
+    enough: float = 0.0
     factor: float = 0.2
 
-    def next(self, level: float) -> float | None:
+    def next(self, level: float, error: float) -> float | None:
         """The next level, or None after the last."""
-        return None if level <= self.end * 1.01 else max(level * self.factor, self.end)
+        if level <= self.end * 1.01 or error < self.enough:
+            return None
+        return max(level * self.factor, self.end)
 
 
 @dataclass(frozen=True)
