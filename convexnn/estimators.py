@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from convexnn.errors import InvalidInputError
+from convexnn.network import layers_of
 from convexnn.result import TrainingResult
 from convexnn.training import train
 
@@ -23,7 +24,7 @@ MULTICLASS_LOSSES = ("softmax", "squared")
 PROBABILITY_LOSSES = ("auto", "logistic", "softmax")
 
 
-class _ConvexReLU(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+class _ConvexReLU(BaseEstimator):
     """What both estimators share: hyperparameters, training on canonical rows, raw predictions."""
 
     loss: str
@@ -73,7 +74,7 @@ class _ConvexReLU(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyp
         """Network outputs at new samples."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        weight = self.network_[0].weight
+        weight = layers_of(self.network_)[0].weight
         with torch.no_grad():
             return (
                 self.network_(torch.tensor(X, dtype=weight.dtype, device=weight.device))

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 
 from convexnn.errors import InvalidInputError
+from convexnn.network import layers_of
 
 FORMAT = "convexnn network 1"
 
@@ -44,7 +45,7 @@ class Standardisation:
 
 def first_layer(network: torch.nn.Sequential) -> tuple[np.ndarray, np.ndarray]:
     """Weights ``(k, d)`` and biases ``(k,)`` of the first layer, zeros where it has no bias."""
-    layer = network[0]
+    layer, _ = layers_of(network)
     weight = layer.weight.detach().cpu().numpy()
     return weight, np.zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu().numpy()
 
@@ -53,7 +54,7 @@ def with_first_layer(
     network: torch.nn.Sequential, weight: Float64[np.ndarray, "k d"], bias: Float64[np.ndarray, " k"]
 ) -> torch.nn.Sequential:
     """A copy of the network with another first layer, which has a bias."""
-    out = network[2]
+    _, out = layers_of(network)
     copy = build(weight.shape[1], weight.shape[0], out.out_features, True, out.bias is not None)
     state = {"0.weight": torch.tensor(weight), "0.bias": torch.tensor(bias)}
     state |= {name: value for name, value in network.state_dict().items() if name.startswith("2.")}

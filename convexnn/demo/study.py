@@ -1,0 +1,149 @@
+"""What the demo does with one case: train, ask how good Adam is, convert, certify."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+import certify
+from convexnn.demo.cases import Case
+from convexnn.demo.rival import AdamRun, train_adam
+from convexnn.errors import MissingDependencyError
+from convexnn.network import layers_of
+from convexnn.onnx import to_onnx
+from convexnn.result import OptimalityGap, TrainingResult
+from convexnn.saving import save_network
+from convexnn.training import optimality_gap, train
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Fractions of the held-out samples, one entry a radius."""
+
+    eps: tuple[float, ...]
+    clean: tuple[float, ...]
+    attacked: tuple[float, ...]  # still right under the attack: an upper bound on robust accuracy
+    certified: tuple[float, ...]  # proved right on the whole ball: a lower bound
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that the report shows of one case."""
+
+    case: Case
+    result: TrainingResult
+    adam: AdamRun
+    adam_gap: OptimalityGap
+    robustness: Robustness
+    adam_robustness: Robustness
+    files: tuple[Path, ...]
+
+
+def study(case: Case, folder: Path, say: Say) -> Study:
+    """Run one case from data to certificates."""
+    n, d = case.X.shape
+    say(f"\n{case.title}: {n} training samples, {d} features, {len(case.classes)} classes")
+    say(f"  {case.loss} loss, weight decay {case.weight_decay:g}")
+    result = train_global(case, say)
+    adam, gap = judge_adam(case, say)
+    files = convert(result.network, case, folder, say)
+    robustness = certify_grid(result.network, case)
+    adam_robustness = certify_grid(adam.network, case)
+    for line in _robustness_lines(robustness, adam_robustness):
+        say(line)
+    return Study(case, result, adam, gap, robustness, adam_robustness, files)
+
+
+def train_global(case: Case, say: Say) -> TrainingResult:
+    """Train to the global optimum and print the three numbers."""
+    result = train(
+        case.X,
+        case.targets(),
+        loss=case.loss,
+        weight_decay=case.weight_decay,
+        tol=case.tol,
+        max_seconds=case.max_seconds,
+        random_state=0,
+    )
+    say("  Global training:")
+    for line in str(result).splitlines():
+        say("    " + line)
+    return result
+
+
+def judge_adam(case: Case, say: Say) -> tuple[AdamRun, OptimalityGap]:
+    """Train Adam on the same objective and bound its distance from the optimum."""
+    adam = train_adam(case)
+    gap = optimality_gap(
+        adam.network,
+        case.X,
+        case.targets(),
+        loss=case.loss,
+        weight_decay=case.weight_decay,
+        tol=case.tol,
+        max_seconds=case.max_seconds,
+        random_state=0,
+    )
+    say(f"  Adam, {adam.width} neurons, {case.adam_steps} steps, {adam.seconds:.1f} seconds:")
+    for line in str(gap).splitlines():
+        say("    " + line)
+    return adam, gap
+
+
+def convert(network: torch.nn.Sequential, case: Case, folder: Path, say: Say) -> tuple[Path, ...]:
+    """Write the trained network as .pt and, where onnx is installed, as .onnx."""
+    files = [folder / f"{case.key}.pt"]
+    save_network(network, files[0], {"features": list(case.features), "classes": list(case.classes)})
+    try:
+        to_onnx(network, folder / f"{case.key}.onnx")
+        files.append(folder / f"{case.key}.onnx")
+    except MissingDependencyError as error:
+        say(f"  (no ONNX file: {error})")
+    say(f"  Network written: {', '.join(str(file) for file in files)}")
+    return tuple(files)
+
+
+def certify_grid(network: torch.nn.Sequential, case: Case) -> Robustness:
+    """Clean, attacked and certified accuracy on the held-out samples for every radius."""
+    reports = [
+        certify.certified_accuracy(
+            network, case.X_test, case.y_test, eps=eps, norm="linf", method="crown", domain=case.domain
+        )
+        for eps in case.eps
+    ]
+    return Robustness(
+        case.eps,
+        tuple(float(r.clean) for r in reports),
+        tuple(float(r.attacked) for r in reports),
+        tuple(float(r.certified) for r in reports),
+    )
+
+
+def _robustness_lines(ours: Robustness, adam: Robustness) -> list[str]:
+    """A table for the terminal."""
+    chosen = np.unique(np.linspace(0, len(ours.eps) - 1, 6).round().astype(int))
+    rows = {
+        "eps": [f"{ours.eps[i]:.2f}" for i in chosen],
+        "attacked": [f"{ours.attacked[i]:.1%}" for i in chosen],
+        "certified": [f"{ours.certified[i]:.1%}" for i in chosen],
+        "certified, Adam": [f"{adam.certified[i]:.1%}" for i in chosen],
+    }
+    lines = [f"    {name:<16}" + "".join(f"{cell:>8}" for cell in cells) for name, cells in rows.items()]
+    return [
+        f"  Held-out accuracy {ours.clean[0]:.1%} (Adam {adam.clean[0]:.1%}); inside l_inf balls:",
+        *lines,
+    ]
+
+
+def strongest(network: torch.nn.Sequential, count: int) -> Float64[np.ndarray, "k p"]:
+    """Rows (first-layer weights, output weights) of the neurons with the largest |u||a|, largest first."""
+    first, last = layers_of(network)
+    inner, outer = first.weight.detach().numpy(), last.weight.detach().numpy().T
+    size = np.linalg.norm(inner, axis=1) * np.linalg.norm(outer, axis=1)
+    order = np.argsort(-size)[:count]
+    return np.hstack([inner[order], outer[order]])
