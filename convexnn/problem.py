@@ -40,9 +40,13 @@ class Problem:
         """V moved onto 1'V = 0 where an output bias is trained."""
         return self.loss.balance(V) if self.output_bias else V
 
-    def dual_point(self, F: Float[Tensor, "n K"], loss: AbstractLoss | None = None) -> Float[Tensor, "n K"]:
+    def smoothed(self, width: float) -> "Problem":
+        """The same problem with the kink of the loss smoothed; smooth losses stay as they are."""
+        return replace(self, loss=self.loss.smoothed(width))
+
+    def dual_point(self, F: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         """V = -grad L(F), moved onto 1'V = 0 where an output bias is trained."""
-        return self.admit((loss or self.loss).negative_gradient(F))
+        return self.admit(self.loss.negative_gradient(F))
 
     def floor(self) -> float:
         """A difference of objectives that is rounding: 1e-13 of the loss of the zero network."""

@@ -177,9 +177,10 @@ def _robustness_table(study: Study) -> str:
     )
     head = "<tr><th>ε</th><th>attacked</th><th>certified</th><th>certified, Adam</th></tr>"
     i = len(ours.eps) // 2
-    return f"""<div><div class="scroll"><table class="small"><thead>{head}</thead><tbody>{body}</tbody></table></div>
-<p class="note">At ε = {ours.eps[i]:g}, {ours.certified[i]:.1%} of the held-out samples are proved to keep their right
-label everywhere in the ball, and the attack leaves {ours.attacked[i]:.1%} right.</p></div>"""
+    return f"""<div><div class="scroll">
+<table class="small"><thead>{head}</thead><tbody>{body}</tbody></table></div>
+<p class="note">At ε = {ours.eps[i]:g}, {ours.certified[i]:.1%} of the held-out samples are proved to keep their
+right label everywhere in the ball, and the attack leaves {ours.attacked[i]:.1%} right.</p></div>"""
 
 
 def _bars(study: Study) -> str:

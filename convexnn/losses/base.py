@@ -34,8 +34,11 @@ class AbstractLoss(abc.ABC):
         """V = -dL/dF, a point of the domain of the dual."""
 
     @abc.abstractmethod
-    def curvature(self, F: Float[Tensor, "n K"]) -> Tensor:
-        """What :meth:`hessian_product` and :meth:`quadratic_form` need of the point F."""
+    def curvature(self, F: Float[Tensor, "n K"], dual: Tensor | None = None) -> Tensor:
+        """What :meth:`hessian_product` and :meth:`quadratic_form` need of the point F.
+
+        ``dual`` is the dual variable of a smoothed kink, for the losses that have one.
+        """
 
     @abc.abstractmethod
     def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
@@ -61,6 +64,21 @@ class AbstractLoss(abc.ABC):
         """A twice differentiable loss within mu/2 above this one; smooth losses return themselves."""
         del mu
         return self
+
+    def initial_dual(self, F: Float[Tensor, "n K"]) -> Tensor | None:
+        """Dual variable of the smoothed kink, for primal-dual Newton steps; None for smooth losses."""
+        del F
+        return None
+
+    def advance_dual(self, F: Float[Tensor, "n K"], dual: Tensor | None, dF: Float[Tensor, "n K"]) -> Tensor | None:
+        """The dual variable after a step dF from F."""
+        del F, dF
+        return dual
+
+    def smoothing_error(self, F: Float[Tensor, "n K"]) -> float:
+        """By how much smoothing has raised L(F)."""
+        del F
+        return 0.0
 
     @property
     @abc.abstractmethod

@@ -42,10 +42,38 @@ class HingeLoss(AbstractMarginLoss):
         ratio = torch.where(q > 0, t / q.clamp(min=1e-300), 0.0)
         return 0.5 * self.weights[:, None] * self.targets * (1 + ratio)
 
-    def curvature(self, F: Float[Tensor, "n 1"]) -> Tensor:
-        """C mu^2 / (2 q^3)."""
-        _, q = self._slack(F)
-        return 0.5 * self.weights[:, None] * self.mu**2 / q.clamp(min=1e-100) ** 3
+    def curvature(self, F: Float[Tensor, "n 1"], dual: Tensor | None = None) -> Tensor:
+        """C (1 - w t/q) / (2 q), which at w = t/q is the second derivative c mu^2 / (2 q^3)."""
+        t, q = self._slack(F)
+        q = q.clamp(min=1e-150)
+        return 0.5 * self.weights[:, None] * (1 - (t / q if dual is None else dual) * t / q).clamp(min=1e-12) / q
+
+    def initial_dual(self, F: Float[Tensor, "n 1"]) -> Tensor | None:
+        """W = t / q."""
+        t, q = self._slack(F)
+        return t / q.clamp(min=1e-150)
+
+    def advance_dual(self, F: Float[Tensor, "n 1"], dual: Tensor | None, dF: Float[Tensor, "n 1"]) -> Tensor | None:
+        """Newton step of w q = t, linearised, kept inside (-1, 1)."""
+        if dual is None:
+            return None
+        t, q = self._slack(F)
+        ratio = t / q.clamp(min=1e-150)
+        change = (1 - dual * ratio) / q.clamp(min=1e-150) * (-self.targets * dF) - (dual - ratio)
+        return (dual + change).clamp(-0.99999999, 0.99999999)
+
+    def smoothing_error(self, F: Float[Tensor, "n 1"]) -> float:
+        """sum_i c_i (q - |t|) / 2."""
+        t, q = self._slack(F)
+        return 0.5 * float(torch.dot(self.weights, (q - t.abs())[:, 0]))
+
+    def optimal_bias(self, F: Float[Tensor, "n 1"], max_steps: int = 50) -> Float[Tensor, " 1"]:
+        """The weighted quantile of the kinks y_i - F_i where the slope changes its sign."""
+        del max_steps
+        kinks, order = torch.sort((self.targets - F)[:, 0])
+        slope = torch.cumsum(self.weights[order], 0) - self.weights[self.targets[:, 0] > 0].sum()
+        first = int(torch.argmax((slope >= -1e-15).to(torch.uint8)))
+        return kinks[first : first + 1]
 
     @property
     def largest_curvature(self) -> float:

@@ -22,8 +22,9 @@ class SoftmaxLoss(AbstractLoss):
         """V = c (Y - softmax(F))."""
         return self.weights[:, None] * (self.targets - torch.softmax(F, 1))
 
-    def curvature(self, F: Float[Tensor, "n K"]) -> Tensor:
+    def curvature(self, F: Float[Tensor, "n K"], dual: Tensor | None = None) -> Tensor:
         """The class probabilities."""
+        del dual
         return torch.softmax(F, 1)
 
     def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:

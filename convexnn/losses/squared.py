@@ -22,8 +22,9 @@ class SquaredLoss(AbstractSeparableLoss):
         """V = c (Y - F)."""
         return self.weights[:, None] * (self.targets - F)
 
-    def curvature(self, F: Float[Tensor, "n K"]) -> Tensor:
+    def curvature(self, F: Float[Tensor, "n K"], dual: Tensor | None = None) -> Tensor:
         """The weights, for every output."""
+        del dual
         return self.weights[:, None].expand_as(F)
 
     @property

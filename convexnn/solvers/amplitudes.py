@@ -6,6 +6,8 @@ from torch import Tensor
 
 from convexnn.losses import AbstractLoss
 
+_RIDGE = 1e-9  # relative to the mean curvature; raised where a Newton step fails
+
 
 def signed_amplitudes(
     features: Float[Tensor, "n k"],
@@ -13,12 +15,12 @@ def signed_amplitudes(
     weight_decay: float,
     amplitudes: Float[Tensor, " k"],
     bias: Float[Tensor, "1"] | None,
-    max_steps: int = 40,
+    max_steps: int = 60,
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "1"] | None]:
     """Non-negative amplitudes of features that carry their sign, by projected Newton steps."""
-    a = amplitudes.clamp(min=0.0)
-    b = bias
+    a, b = amplitudes.clamp(min=0.0), bias
     value = _value(features, loss, weight_decay, a, b)
+    dual, ridge = loss.initial_dual(_output(features, a, b)), _RIDGE
     for _ in range(max_steps):
         F = _output(features, a, b)
         V = loss.negative_gradient(F)[:, 0]
@@ -27,13 +29,16 @@ def signed_amplitudes(
         residual = torch.where(a > 0, g, g.clamp(max=0.0)).abs().max()
         if residual < 1e-9 * weight_decay and (b is None or abs(float(V.sum())) < 1e-12):
             break
-        step, b_step = _newton_direction(
-            features[:, free], loss.curvature(F)[:, 0], g[free], V, b is not None
-        )
+        h = loss.curvature(F, dual)[:, 0]
+        step, b_step = _newton_direction(features[:, free], h, g[free], V, ridge, b is not None)
         moved = _projected_search(features, loss, weight_decay, (a, b, value), (free, g, step, b_step))
         if moved is None:
-            break
+            dual, ridge = loss.initial_dual(F), 1e3 * ridge
+            if ridge > 1.0:
+                break
+            continue
         a, b, value = moved
+        dual, ridge = loss.advance_dual(F, dual, _output(features, a, b) - F), max(_RIDGE, 0.1 * ridge)
     return a, b
 
 
@@ -47,14 +52,14 @@ def _value(features: Tensor, loss: AbstractLoss, weight_decay: float, a: Tensor,
 
 
 def _newton_direction(
-    features: Tensor, h: Tensor, g: Tensor, V: Tensor, with_bias: bool
+    features: Tensor, h: Tensor, g: Tensor, V: Tensor, ridge: float, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     if with_bias:
         features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
         g = torch.cat([g, -V.sum()[None]])
     H = features.T @ (features * h[:, None])
     diagonal = H.diagonal()
-    diagonal += 1e-9 * diagonal.mean() + torch.finfo(H.dtype).tiny
+    diagonal += ridge * diagonal.mean() + torch.finfo(H.dtype).tiny
     step = -torch.linalg.solve(H, g)
     return (step[:-1], step[-1:]) if with_bias else (step, None)
 

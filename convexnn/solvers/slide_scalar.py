@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from convexnn.losses import AbstractLoss
 from convexnn.neurons import Neurons
 from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem
@@ -21,12 +20,14 @@ from convexnn.solvers.smoothing import Activations, Levels, dual_slope, squared_
 _DENSE_LIMIT = 1100  # unknowns up to which the Newton system is factorised
 
 
+Duals = tuple[Tensor, Tensor | None]  # of the neurons' kinks, and of the loss's own
+
+
 @dataclass(frozen=True)
 class _Setting:
     """What stays fixed at one level of smoothing."""
 
     problem: Problem
-    loss: AbstractLoss
     signs: Float[Tensor, "k 1"]
     E2: Float[Tensor, "k 1"]
     norm_floor: float  # smooths ||z|| at zero
@@ -58,9 +59,10 @@ def slide_scalar(
     setting = _setting(problem, signs, Z, levels.start)
     point = _evaluate(setting, Z, neurons.bias, Z @ problem.X.T)
     W = point.act.T / point.act.Q
+    w = setting.problem.loss.initial_dual(point.F)
     for _ in range(max_steps):
-        direction, slope = _newton_direction(setting, point, W, pairs)
-        moved, W = _advance(setting, point, W, direction, slope)
+        direction, slope = _newton_direction(setting, point, (W, w), pairs)
+        moved, W, w = _advance(setting, point, (W, w), direction, slope)
         stuck = moved is None
         point = moved or point
         error = _smoothing_error(setting, point)
@@ -73,7 +75,7 @@ def slide_scalar(
             point = _evaluate(setting, point.Z, point.bias, point.act.T)
         if time.perf_counter() > deadline:
             break
-    V = problem.dual_point(point.F, setting.loss)
+    V = problem.dual_point(point.F)
     return _to_neurons(point, signs), V
 
 
@@ -81,23 +83,24 @@ def _setting(problem: Problem, signs: Tensor, Z: Tensor, level: float) -> _Setti
     norms = Z.norm(dim=1)
     E2 = squared_widths(norms, level, problem.typical_activation())
     floor = 1e-2 * level * float(norms.max()) + 1e-14
-    return _Setting(problem, problem.loss.smoothed(level), signs, E2, floor)
+    return _Setting(problem, signs, E2, floor)
 
 
 def _evaluate(setting: _Setting, Z: Tensor, bias: Tensor, T: Tensor) -> _Point:
     act = Activations.at(T, setting.E2)
     F = act.doubled().T @ (0.5 * setting.signs) + bias
     norms = torch.sqrt((Z * Z).sum(1) + setting.norm_floor**2)
-    value = float(setting.loss.value(F) + setting.problem.weight_decay * norms.sum())
+    value = float(setting.problem.loss.value(F) + setting.problem.weight_decay * norms.sum())
     return _Point(Z, bias, act, F, norms, value)
 
 
 def _newton_direction(
-    setting: _Setting, point: _Point, W: Tensor, pairs: ColumnPairs | None
+    setting: _Setting, point: _Point, duals: Duals, pairs: ColumnPairs | None
 ) -> tuple[tuple[Tensor, Tensor], float]:
     X, wd = setting.problem.X, setting.problem.weight_decay
-    V = setting.loss.negative_gradient(point.F)[:, 0]
-    h = setting.loss.curvature(point.F)[:, 0]
+    V = setting.problem.loss.negative_gradient(point.F)[:, 0]
+    W, w = duals
+    h = setting.problem.loss.curvature(point.F, w)[:, 0]
     R = point.act.T / point.act.Q
     active = 0.5 * (1 + R) * setting.signs
     G = wd * point.Z / point.norms[:, None] - (V * active) @ X
@@ -217,9 +220,9 @@ def _block_preconditioner(X: Tensor, curvature: Tensor, point: _Point, wd: float
 
 
 def _advance(
-    setting: _Setting, point: _Point, W: Tensor, direction: tuple[Tensor, Tensor], slope: float
-) -> tuple[_Point | None, Tensor]:
-    P, p_bias = direction
+    setting: _Setting, point: _Point, duals: Duals, direction: tuple[Tensor, Tensor], slope: float
+) -> tuple[_Point | None, Tensor, Tensor | None]:
+    (W, w), (P, p_bias) = duals, direction
     TP = P @ setting.problem.X.T
     step = 1.0
     for _ in range(15):
@@ -227,15 +230,17 @@ def _advance(
         if trial.value <= point.value + 1e-4 * step * slope + 1e-15 * abs(point.value):
             R = point.act.T / point.act.Q
             dW = dual_slope(W, R, point.act.Q) * TP - (W - R)
-            return trial, (W + step * dW).clamp(-0.99999999, 0.99999999)
+            w = setting.problem.loss.advance_dual(point.F, w, trial.F - point.F)
+            return trial, (W + step * dW).clamp(-0.99999999, 0.99999999), w
         step *= 0.5
-    return None, W
+    return None, W, w
 
 
 def _smoothing_error(setting: _Setting, point: _Point) -> float:
     """What the smoothing of the kinks adds to the objective, to first order."""
-    V = setting.loss.negative_gradient(point.F)[:, 0]
-    return float(((-V * setting.signs).clamp(min=0.0) * point.act.smoothing_error()).sum())
+    V = setting.problem.loss.negative_gradient(point.F)[:, 0]
+    kinks = float(((-V * setting.signs).clamp(min=0.0) * point.act.smoothing_error()).sum())
+    return kinks + setting.problem.loss.smoothing_error(point.F)
 
 
 def _to_neurons(point: _Point, signs: Tensor) -> Neurons:

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from convexnn.losses import AbstractLoss
 from convexnn.neurons import Neurons
 from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem
@@ -24,7 +23,6 @@ Block = tuple[Tensor, Tensor, Tensor]  # parts for W, A and the bias
 @dataclass(frozen=True)
 class _Setting:
     problem: Problem
-    loss: AbstractLoss
     E2: Float[Tensor, "k 1"]
 
 
@@ -66,26 +64,26 @@ def slide_vector(
             point = _evaluate(setting, point.neurons, point.act.T)
         if time.perf_counter() > deadline:
             break
-    return point.neurons, problem.dual_point(point.F, setting.loss)
+    return point.neurons, problem.dual_point(point.F)
 
 
 def _setting(problem: Problem, neurons: Neurons, level: float) -> _Setting:
     E2 = squared_widths(neurons.W.norm(dim=1), level, problem.typical_activation())
-    return _Setting(problem, problem.loss.smoothed(level), E2)
+    return _Setting(problem, E2)
 
 
 def _evaluate(setting: _Setting, neurons: Neurons, T: Tensor) -> _Point:
     act = Activations.at(T, setting.E2)
     H = 0.5 * act.doubled()
     F = H.T @ neurons.A + neurons.bias
-    value = float(setting.loss.value(F) + setting.problem.weight_decay * neurons.half_squared_norm())
+    value = float(setting.problem.loss.value(F) + setting.problem.weight_decay * neurons.half_squared_norm())
     return _Point(neurons, act, H, F, value)
 
 
 def _newton_direction(
     setting: _Setting, point: _Point, dual: Tensor, pairs: ColumnPairs | None
 ) -> tuple[Block, Tensor, float]:
-    problem, loss, wd = setting.problem, setting.loss, setting.problem.weight_decay
+    problem, loss, wd = setting.problem, setting.problem.loss, setting.problem.weight_decay
     X, (W, A) = problem.X, (point.neurons.W, point.neurons.A)
     V = loss.negative_gradient(point.F)
     R = point.act.T / point.act.Q
@@ -195,5 +193,5 @@ def _advance(
 
 def _smoothing_error(setting: _Setting, point: _Point) -> float:
     """What the smoothing of the kinks adds to the objective, to first order."""
-    pull = point.neurons.A @ setting.loss.negative_gradient(point.F).T
+    pull = point.neurons.A @ setting.problem.loss.negative_gradient(point.F).T
     return float(((-pull).clamp(min=0.0) * point.act.smoothing_error()).sum())

@@ -21,7 +21,9 @@ from convexnn.solvers.smoothing import Levels
 
 
 import os
-ENOUGH=float(os.environ.get("ENOUGH","0.01"))
+ENOUGH=float(os.environ.get("ENOUGH","0.02"))
+SMOOTH=float(os.environ.get("SMOOTH","8"))
+CAP=float(os.environ.get("CAP","0.3"))
 FACTOR=float(os.environ.get("FACTOR","0.2"))
 from convexnn.solvers import slide_scalar as _ss
 _ss._DENSE_LIMIT=int(os.environ.get("DENSE","1100"))
@@ -78,6 +80,8 @@ class SlidingFrankWolfe:
         violators = distinct(state.candidates, 3 * self.n_added)
         violators = violators.take(violators.values > problem.weight_decay * (1 + 1e-9))
         violators = violators.take(slice(self.n_added))
+        # Smoothing raises a loss with kinks by at most half this width, and leaves V in the dual domain.
+        problem = problem.smoothed(min(SMOOTH * state.gap * state.objective, CAP))
         neurons = self._amplitudes(problem, state, violators)
         if len(neurons) == 0:
             V = problem.dual_point(neurons(problem.X))
@@ -92,15 +96,16 @@ class SlidingFrankWolfe:
         return Levels(min(1e-2, 0.3 * state.gap), self.end_level, ENOUGH * state.gap * state.objective, FACTOR)
 
     def _amplitudes(self, problem: Problem, state: SlidingState, violators: Candidates) -> Neurons:
-        neurons, loss = state.neurons, problem.loss.smoothed(1e-3)
+        neurons, wd = state.neurons, problem.weight_decay
         U = torch.cat([unit_rows(neurons.W), violators.U])
         masses = torch.cat([neurons.masses(), violators.values.new_zeros(len(violators))])
         C = torch.cat([unit_rows(neurons.A), violators.B])
         features = torch.relu(problem.X @ U.T)
         bias = neurons.bias if problem.output_bias else None
         if neurons.n_outputs == 1:
-            a, bias = signed_amplitudes(features * C[:, 0], loss, problem.weight_decay, masses, bias)
-            A = a[:, None] * C
+            signed = features * C[:, 0]
+            masses, bias = signed_amplitudes(signed, problem.loss, wd, masses, bias)
+            A = masses[:, None] * C
         else:
-            A, bias = group_amplitudes(features, loss, problem.weight_decay, masses[:, None] * C, bias)
+            A, bias = group_amplitudes(features, problem.loss, wd, masses[:, None] * C, bias)
         return Neurons(U, A, neurons.bias if bias is None else bias).pruned(1e-9).balanced()
