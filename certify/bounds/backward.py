@@ -12,9 +12,10 @@ arithmetic.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from certify.bounds.base import Bounds
@@ -42,6 +43,12 @@ class Step:
     steepness: Float[Tensor, "batch 1"] | None = None
     pieces: Pieces | None = None
 
+    def select(self, index: Any) -> "Step":
+        """The step of some of the inputs."""
+        steepness = None if self.steepness is None else self.steepness[index]
+        pieces = None if self.pieces is None else self.pieces.select(index)
+        return Step(self.error[index], steepness, pieces)
+
 
 def make_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
     """The step through one node, given bounds on what it reads."""
@@ -55,7 +62,7 @@ def make_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
 def _affine_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
     assert isinstance(node.op, AbstractAffine)
     size = node.op.spread(*(bounds.size(i) for i in node.inputs)) + node.op.offset_size()
-    return Step(gamma(node.op.terms + len(graph.nodes), size.dtype) * _length(size.unsqueeze(1)))
+    return Step(gamma(node.op.terms + len(graph.nodes), size.dtype) * flat_length(size.unsqueeze(1)))
 
 
 def _relaxed_step(node: Node, bounds: Bounds) -> Step:
@@ -66,11 +73,12 @@ def _relaxed_step(node: Node, bounds: Bounds) -> Step:
     if pieces.lower_intercept is not None:
         shift = torch.maximum(shift, pieces.lower_intercept.abs())
     size = bounds.size(source)
-    moved = steep * _length(size.unsqueeze(1)) + _length(shift.unsqueeze(1))
+    moved = steep * flat_length(size.unsqueeze(1)) + flat_length(shift.unsqueeze(1))
     return Step(gamma(size[0].numel(), size.dtype) * moved, steep, pieces)
 
 
-def _length(rows: Float[Tensor, "batch rows *shape"]) -> Float[Tensor, "batch rows"]:
+def flat_length(rows: Float[Tensor, "batch rows *shape"]) -> Float[Tensor, "batch rows"]:
+    """l2 norm of every row."""
     return torch.linalg.vector_norm(rows.flatten(2), dim=2)
 
 
@@ -89,7 +97,7 @@ def _through_pieces(
     if pieces.lower_intercept is not None:
         constant = constant + _flat_dot(rows.clamp(min=0), pieces.lower_intercept)
     below, above = pieces.lower_slope.unsqueeze(1), pieces.upper_slope.unsqueeze(1)
-    return torch.addcmul(rows * below, negative, above - below), constant
+    return (rows * below).addcmul_(negative, above - below), constant
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +109,6 @@ class Form:
     constant: Float[Tensor, "batch_or_1 rows"]
     error: Float[Tensor, "batch rows_or_1"]
 
-    def negated(self) -> "Form":
-        """The negative form, whose lower bound is minus an upper bound of this one."""
-        return Form(self.node, -self.rows, -self.constant, self.error)
-
 
 def margin_form(graph: Graph, margins: Margins, bounds: Bounds) -> Form:
     """The margins as forms on the output."""
@@ -114,7 +118,13 @@ def margin_form(graph: Graph, margins: Margins, bounds: Bounds) -> Form:
 
 
 def lower_bound(
-    graph: Graph, minimum: Minimum, steps: Mapping[int, Step], form: Form, *, stop: int = 0
+    graph: Graph,
+    minimum: Minimum,
+    steps: Mapping[int, Step],
+    form: Form,
+    *,
+    stop: int = 0,
+    inputs: Int[Tensor, " chosen"] | None = None,
 ) -> Float[Tensor, "batch rows"]:
     """The form's minimum over the linear relaxation, rounded down; NaN becomes minus infinity.
 
@@ -124,6 +134,7 @@ def lower_bound(
         steps: for every node between.
         form: what to bound.
         stop: node at which substitution ends, the input by default; all paths have to lead there.
+        inputs: the inputs of the batch that the form is about; by default all.
     """
     constant, error = form.constant, form.error
     rows: dict[int, Tensor] = {form.node: form.rows}
@@ -131,8 +142,9 @@ def lower_bound(
     for k in range(form.node, stop, -1):
         if k not in rows:
             continue
-        current, node, step = rows.pop(k), graph.nodes[k], steps[k]
-        length = lengths.pop(k) if k in lengths else _length(current)
+        current, node = rows.pop(k), graph.nodes[k]
+        step = steps[k] if inputs is None else steps[k].select(inputs)
+        length = lengths.pop(k) if k in lengths else flat_length(current)
         error = error + length * step.error
         if step.pieces is not None:
             passed, shift = _through_pieces(current, step.pieces)

@@ -4,8 +4,9 @@ Zhang et al., "Efficient neural network robustness certification with general ac
 2018; the dual norm, or the region's own minimum, ends each substitution.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -23,10 +24,7 @@ from certify.relaxations import relaxation_of
 
 # Rows are substituted in chunks of about this many entries: they stay in a core's cache, and the memory of a
 # wide layer stays bounded.
-_CHUNK = 2**18
-# Above this share of undecided entries the rows of all entries, shared by the batch, are cheaper than rows
-# chosen for each input.
-_SHARED_ABOVE = 0.7
+_CHUNK = 2**17
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,13 @@ class CROWN(AbstractMethod):
         graph = place(graph, region.centre)
         bounds = known or Bounds()
         steps: dict[int, Step] = {}
+        at_centre = graph.values(region.centre)
         for k, node in enumerate(graph.nodes):
             bounds = bounds.tightened(k, *interval_of(graph, k, bounds, region))
             if k > 0:
                 steps[k] = make_step(graph, node, bounds)
             if self._substitutes(graph, k):
-                bounds = _substituted(graph, region, steps, bounds, k)
+                bounds = _substituted(graph, region, steps, bounds, k, at_centre[k] > 0)
             yield bounds
 
     def _substitutes(self, graph: Graph, k: int) -> bool:
@@ -74,23 +73,58 @@ class CROWN(AbstractMethod):
 
 
 def _substituted(
-    graph: Graph, region: AbstractRegion, steps: Mapping[int, Step], bounds: Bounds, k: int
+    graph: Graph,
+    region: AbstractRegion,
+    steps: Mapping[int, Step],
+    bounds: Bounds,
+    k: int,
+    positive: Bool[Tensor, "batch *shape"],
 ) -> Bounds:
-    """Tighter bounds on the entries of node k that are still undecided."""
+    """Tighter bounds on the entries of node k that are undecided.
+
+    The likely side comes first, the lower bound of what is positive at the centre: it settles most entries,
+    and only the rest need the other side.
+    """
+    for below in (positive, ~positive):
+        wanted = _undecided(graph, bounds, k).flatten(1)
+        bounds = _one_side(graph, region, steps, bounds, k, below.flatten(1), wanted)
+    return bounds
+
+
+def _one_side(
+    graph: Graph,
+    region: AbstractRegion,
+    steps: Mapping[int, Step],
+    bounds: Bounds,
+    k: int,
+    below: Bool[Tensor, "batch n"],
+    wanted: Bool[Tensor, "batch n"],
+) -> Bounds:
+    """The lower bound, or where `below` is false the upper one, of the wanted entries of node k."""
     lower, upper = bounds[k]
-    wanted = _undecided(graph, bounds, k).flatten(1)
-    most = int(wanted.sum(1).max())
-    if most == 0:
-        return bounds
-    if most > _SHARED_ABOVE * wanted.shape[1]:
-        index = torch.arange(wanted.shape[1], device=wanted.device)[None]
-    else:
-        index = wanted.to(torch.uint8).topk(most, dim=1).indices
-    below, above = _both_sides(graph, region, steps, lower, k, index)
-    index = index.expand(below.shape)
-    low = lower.flatten(1).scatter(1, index, below).reshape(lower.shape)
-    high = upper.flatten(1).scatter(1, index, above).reshape(upper.shape)
+    found = torch.full_like(lower.flatten(1), -torch.inf)
+    entry = _entries(graph, steps, k, below)
+    for part, index in _chunks(wanted, max(prod(node.shape) for node in graph.nodes[: k + 1])):
+        minimum = partial(region.minimum, inputs=part)
+        found[part[:, None], index] = lower_bound(graph, minimum, steps, entry(part, index), inputs=part)
+    low = torch.where(below, found, -torch.inf).reshape(lower.shape)
+    high = torch.where(below, torch.inf, -found).reshape(upper.shape)
     return bounds.tightened(k, low, high)
+
+
+def _chunks(
+    wanted: Bool[Tensor, "batch n"], widest: int
+) -> Iterator[tuple[Int[Tensor, " inputs"], Int[Tensor, "inputs rows"]]]:
+    """Some inputs with equally many entries of each; inputs that want about as many go together."""
+    counts, order = wanted.sum(1).sort(descending=True)
+    while len(order) and counts[0] > 0:
+        most = int(counts[0])
+        size = max(1, _CHUNK // (most * widest))
+        part, order, counts = order[:size], order[size:], counts[size:]
+        # An input that wants fewer gets some others bounded too.
+        index = wanted[part].to(torch.uint8).topk(most, dim=1).indices
+        for rows in index.split(max(1, _CHUNK // (len(part) * widest)), dim=1):
+            yield part, rows
 
 
 def _undecided(graph: Graph, bounds: Bounds, k: int) -> Bool[Tensor, "batch *shape"]:
@@ -105,32 +139,28 @@ def _undecided(graph: Graph, bounds: Bounds, k: int) -> Bool[Tensor, "batch *sha
     return torch.stack(masks).any(0)
 
 
-def _both_sides(
-    graph: Graph,
-    region: AbstractRegion,
-    steps: Mapping[int, Step],
-    like: Tensor,
-    k: int,
-    index: Int[Tensor, "#batch chosen"],
-) -> tuple[Float[Tensor, "batch chosen"], Float[Tensor, "batch chosen"]]:
-    """Lower and upper bounds of the chosen entries of node k, in chunks of rows."""
-    widest = max(prod(node.shape) for node in graph.nodes[:k])
-    size = max(1, _CHUNK // (len(like) * widest))
-    below, above = [], []
-    for chunk in index.split(size, 1):
-        form = _entries(graph, steps, like, k, chunk)
-        below.append(lower_bound(graph, region.minimum, steps, form))
-        above.append(-lower_bound(graph, region.minimum, steps, form.negated()))
-    return torch.cat(below, 1), torch.cat(above, 1)
-
-
 def _entries(
-    graph: Graph, steps: Mapping[int, Step], like: Tensor, k: int, index: Int[Tensor, "#batch chosen"]
-) -> Form:
-    """Entries of node k as forms: the rows of a linear layer are such forms on what it reads."""
-    op, error = graph.nodes[k].op, steps[k].error
-    if isinstance(op, Linear):
-        return Form(graph.nodes[k].inputs[0], op.weight[index], op.bias[index], error)
-    rows = torch.nn.functional.one_hot(index, like[0].numel()).to(like)
-    rows = rows.reshape((*index.shape, *like.shape[1:]))
-    return Form(k, rows, rows.new_zeros(index.shape), torch.zeros_like(error))
+    graph: Graph, steps: Mapping[int, Step], k: int, below: Bool[Tensor, "batch n"]
+) -> Callable[[Int[Tensor, " inputs"], Int[Tensor, "inputs rows"]], Form]:
+    """Makes forms of entries of node k, or (where `below` is false) of their negatives.
+
+    The entries of a linear layer are forms already, its rows, on what the layer reads.
+    """
+    node, error = graph.nodes[k], steps[k].error
+    linear = isinstance(node.op, Linear)
+    if isinstance(node.op, Linear):
+        rows, constants = node.op.weight, node.op.bias
+    else:
+        rows = torch.eye(below.shape[1], dtype=error.dtype, device=error.device)
+        constants, error = torch.zeros_like(rows[0]), torch.zeros_like(error)
+    start = node.inputs[0] if linear else k
+    shape = graph.nodes[start].shape
+    rows, constants = torch.cat([rows, -rows]), torch.cat([constants, -constants])
+    signed = torch.arange(below.shape[1], device=below.device) + below.shape[1] * (~below)
+
+    def entry(part: Int[Tensor, " inputs"], index: Int[Tensor, "inputs rows"]) -> Form:
+        chosen = signed[part].gather(1, index)
+        picked = rows.index_select(0, chosen.flatten()).reshape((*index.shape, *shape))
+        return Form(start, picked, constants[chosen], error[part])
+
+    return entry

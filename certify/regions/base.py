@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -14,7 +14,8 @@ def dot(
     """rows . vector for every input; rows shared by the batch cost one matrix product."""
     if len(rows) == 1:
         return vectors @ rows[0].T
-    return torch.bmm(rows, vectors.unsqueeze(2)).squeeze(2)
+    # As vector times transposed rows: several times faster than rows times vector in the batched product.
+    return torch.bmm(vectors.unsqueeze(1), rows.transpose(1, 2)).squeeze(1)
 
 
 class AbstractRegion(ABC):
@@ -27,8 +28,13 @@ class AbstractRegion(ABC):
     centre: Float[Tensor, "batch n"]
 
     @abstractmethod
-    def minimum(self, rows: Float[Tensor, "#batch rows n"]) -> Float[Tensor, "batch rows"]:
-        """A lower bound of `min row.x` over the region, exact up to rounding and rounded down."""
+    def minimum(
+        self, rows: Float[Tensor, "#chosen rows n"], inputs: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "chosen rows"]:
+        """A lower bound of `min row.x` over the region, exact up to rounding and rounded down.
+
+        `inputs` are the inputs of the batch that the rows are about; by default all.
+        """
 
     @abstractmethod
     def bounding_box(self) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch n"]]:

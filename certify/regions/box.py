@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from certify.errors import InvalidInputError
@@ -48,9 +48,13 @@ class Box(AbstractRegion):
         """Half widths around `centre`, rounded up."""
         return up(torch.maximum(self.upper - self.centre, self.centre - self.lower))
 
-    def minimum(self, rows: Float[Tensor, "#batch rows n"]) -> Float[Tensor, "batch rows"]:
+    def minimum(
+        self, rows: Float[Tensor, "#chosen rows n"], inputs: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "chosen rows"]:
         """row.centre - |row|.radius."""
-        return interval_minimum(rows, self.centre, self.radius)
+        if inputs is None:
+            return interval_minimum(rows, self.centre, self.radius)
+        return interval_minimum(rows, self.centre[inputs], self.radius[inputs])
 
     def bounding_box(self) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch n"]]:
         """The limits."""

@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from certify.errors import InvalidInputError
@@ -67,13 +67,17 @@ class LpBall(AbstractRegion):
         """centre -+ eps, cut by the domain."""
         return self._box.bounding_box()
 
-    def minimum(self, rows: Float[Tensor, "#batch rows n"]) -> Float[Tensor, "batch rows"]:
+    def minimum(
+        self, rows: Float[Tensor, "#chosen rows n"], inputs: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "chosen rows"]:
         """row.centre - sup{row.d}: the dual norm, or with a domain the dual function at a good multiplier.
 
         Any multiplier gives a valid bound (weak duality), so an inexact search costs tightness only.
         """
         if self.norm == "linf" or self.eps == 0:
-            return self._box.minimum(rows)
+            return self._box.minimum(rows, inputs)
+        if inputs is not None:
+            return self.select(inputs).minimum(rows)
         reach = self._reach_in_domain(rows) if self._clipped else self.eps * _dual_norm(rows, self.norm)
         return self._rounded(rows, reach)
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,11 @@ class Pieces:
     lower_intercept: Float[Tensor, "batch *shape"] | None
     upper_slope: Float[Tensor, "batch *shape"]
     upper_intercept: Float[Tensor, "batch *shape"]
+
+    def select(self, index: Any) -> "Pieces":
+        """The pieces of some of the inputs."""
+        below = None if self.lower_intercept is None else self.lower_intercept[index]
+        return Pieces(self.lower_slope[index], below, self.upper_slope[index], self.upper_intercept[index])
 
 
 class AbstractRelaxation(ABC):

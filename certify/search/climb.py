@@ -7,7 +7,7 @@ from itertools import islice, takewhile
 import torch
 from torch import Tensor
 
-from certify.bounds import AbstractMethod, Bounds, crown, crown_ibp, ibp
+from certify.bounds import METHODS, AbstractMethod, Bounds
 from certify.bounds.base import last
 from certify.search.attack import PGD
 from certify.search.deadline import Deadline
@@ -24,14 +24,8 @@ class Plan:
     attack: PGD | None = field(default_factory=PGD)
 
 
-PLANS: dict[str, Plan] = {
-    plan.name: plan
-    for plan in (
-        Plan("auto", (ibp, crown)),
-        Plan("ibp", (ibp,)),
-        Plan("crown-ibp", (crown_ibp,)),
-        Plan("crown", (crown,)),
-    )
+PLANS: dict[str, Plan] = {"auto": Plan("auto", tuple(METHODS.values()))} | {
+    name: Plan(name, (method,)) for name, method in METHODS.items()
 }
 
 

@@ -1,5 +1,7 @@
 """The members that the laws are checked on. A new method, operation, region or layer needs a line here."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -35,7 +37,7 @@ def randomised(net: nn.Module, seed: int) -> nn.Module:
 
 def mlp(*sizes: int, bias: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out, bias=bias), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

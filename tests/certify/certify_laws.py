@@ -14,7 +14,7 @@ from certify.regions.base import AbstractRegion
 
 
 def samples_stay_inside(
-    graph: Graph, region: AbstractRegion, bounds: Bounds, seed: int, count: int = 50
+    graph: Graph, region: AbstractRegion, bounds: Bounds, seed: int, count: int = 15
 ) -> None:
     """The value of every node at every sampled input lies between its bounds: no tolerance."""
     generator = torch.Generator().manual_seed(seed)
@@ -34,7 +34,7 @@ def never_looser(tight: Bounds, loose: Bounds, tolerance: float = 0.0) -> None:
 
 
 def margins_below_samples(
-    method: AbstractMethod, graph: Graph, region: AbstractRegion, margins: Margins, seed: int, count: int = 50
+    method: AbstractMethod, graph: Graph, region: AbstractRegion, margins: Margins, seed: int, count: int = 15
 ) -> None:
     lower = method.margins(graph, region, method(graph, region), margins)
     generator = torch.Generator().manual_seed(seed)
@@ -86,7 +86,7 @@ def relaxation_brackets(record: object, op: AbstractOp, seed: int) -> None:
 
 
 def exact_minimum(graph: Graph, lower: np.ndarray, upper: np.ndarray, objective: np.ndarray) -> float:
-    """min c.y over a box by one LP for every sign pattern of every ReLU (a chain of linear layers and ReLUs)."""
+    """min c.y over a box by one LP for every sign pattern of a chain of linear layers and ReLUs."""
     widths = [n.shape[0] for n in graph.nodes if isinstance(n.op, ReLU)]
     best = np.inf
     for signs in product(*[product((0.0, 1.0), repeat=w) for w in widths]):
