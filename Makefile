@@ -55,7 +55,7 @@ contracts: $(READY)
 	$(BIN)/lint-imports
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 examples: $(READY)
 	@set -e; for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -171,11 +171,11 @@ def weight_bars(weights: Float64[np.ndarray, "k d"], names: Sequence[str], heads
     )
 
 
-def _bar(middle: float, top: float, length: float, row: float, name: str) -> str:
+def _bar(middle: float, top: int, length: float, row: int, name: str) -> str:
     left = middle + min(length, 0.0)
     kind = "plus" if length > 0 else "minus"
     return (
-        f'<rect class="{kind}" x="{left:.1f}" y="{top + 3:.1f}" width="{abs(length):.1f}" '
+        f'<rect class="{kind}" x="{left:.1f}" y="{top + 3}" width="{abs(length):.1f}" '
         f'height="{row - 5}"><title>{escape(name)}</title></rect>'
     )
 
