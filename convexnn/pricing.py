@@ -17,6 +17,7 @@ from torch import Tensor
 
 from convexnn.neurons import Neurons, unit_rows
 
+_DIRECT_LIMIT = 32  # columns up to which factorising a batch of Hessians beats conjugate gradients
 _PAIR_BUDGET = 24_000_000  # numbers held for the products of columns; beyond it, conjugate gradients
 
 
@@ -52,6 +53,7 @@ class Effort:
     hops: int = 192
     generations: int = 1
     patience: int = 1
+    progress: float = 1e-5  # a smaller relative gain of the best counts as none
     n_elite: int = 150
     levels: tuple[float, ...] = (3e-2, 3e-3, 3e-4, 1e-5)
     steps: int = 2
@@ -277,7 +279,8 @@ def search(
     best of them polished in that of X. A value above ``enough`` ends the search.
     """
 
-    half, half_V, half_pairs = X.float(), V.float(), None if pairs is None else pairs.single()
+    half, half_V = X.float(), V.float()
+    half_pairs = pairs.single() if pairs is not None and X.shape[1] <= _DIRECT_LIMIT else None
     tiny = float(half_V.abs().max())  # values far below one would underflow in single precision
     half_V = half_V / tiny if tiny > 0 else half_V
 
@@ -297,7 +300,7 @@ def search(
         elite = elite.take(elite.values > 0.9 * best)
         hops = _near_neurons_at(elite.U, min(effort.hops, 16 * len(elite)), (0.05, 0.1, 0.2, 0.4), generator)
         elite = distinct(merge(elite, climb(hops)), effort.n_elite)
-        idle = 0 if elite.best() > best * (1 + 1e-6) else idle + 1
+        idle = 0 if elite.best() > best * (1 + effort.progress) else idle + 1
         if idle == effort.patience:
             break
     polish = elite.take(slice(effort.n_polished)).U

@@ -94,20 +94,24 @@ def _newton_direction(
         gradient = (*gradient[:2], torch.zeros_like(gradient[2]))
     kinks = 0.5 * (-pull).clamp(min=0.0) * dual_slope(dual, R, point.act.Q)
     curvature = loss.curvature(point.F)
-
-    def product(P: Tensor, q: Tensor, b: Tensor) -> tuple[Block, Tensor]:
-        TP = P @ X.T
-        activeTP = slopes * TP
-        Y = loss.hessian_product(curvature, activeTP.T @ A + point.H.T @ q + b)
-        out_W = wd * P + (slopes * (A @ Y.T - q @ V.T) + kinks * TP) @ X
-        out_A = wd * q + point.H @ Y - activeTP @ V
-        out_b = Y.sum(0) if problem.output_bias else torch.zeros_like(b)
-        return (out_W, out_A, out_b), TP
-
     block_curvature = kinks + slopes * slopes * loss.quadratic_form(curvature, A)
     precondition = _preconditioner(problem, point, block_curvature, pairs)
-    direction, TP = _conjugate_gradients(product, precondition, gradient, problem.X)
-    return direction, TP, _dot(gradient, direction)
+    # Single precision is enough for a direction: its tolerance is a hundredth.
+    X, A, V, H = X.float(), A.float(), V.float(), point.H.float()
+    slopes, kinks, curvature, loss = slopes.float(), kinks.float(), curvature.float(), problem.to(torch.float32).loss
+
+    def product(P: Tensor, q: Tensor, b: Tensor) -> Block:
+        TP = P @ X.T
+        activeTP = slopes * TP
+        Y = loss.hessian_product(curvature, activeTP.T @ A + H.T @ q + b)
+        out_W = wd * P + (slopes * (A @ Y.T - q @ V.T) + kinks * TP) @ X
+        out_A = wd * q + H @ Y - activeTP @ V
+        out_b = Y.sum(0) if problem.output_bias else torch.zeros_like(b)
+        return out_W, out_A, out_b
+
+    direction = _conjugate_gradients(product, precondition, _cast(gradient, torch.float32))
+    direction = _cast(direction, W.dtype)
+    return direction, direction[0] @ problem.X.T, _dot(gradient, direction)
 
 
 def _preconditioner(
@@ -120,7 +124,7 @@ def _preconditioner(
     inverse_W = _block_inverse(X, block_curvature, wd, pairs)
 
     def apply(r: Block) -> Block:
-        return inverse_W(r[0]), r[1] / scale_A[:, None], r[2] / loss.largest_curvature
+        return inverse_W(r[0]), r[1] / scale_A[:, None].float(), r[2] / loss.largest_curvature
 
     return apply
 
@@ -130,11 +134,15 @@ def _block_inverse(
 ) -> Callable[[Tensor], Tensor]:
     if pairs is None:
         diagonal = curvature @ (X * X) + wd
-        return lambda r: r / diagonal
+        return lambda r: r / diagonal.float()
     blocks = pairs.hessians(curvature)
     blocks.diagonal(dim1=1, dim2=2).add_(wd)
-    inverse = torch.linalg.inv(blocks)
+    inverse = torch.linalg.inv(blocks).float()
     return lambda r: torch.bmm(inverse, r[:, :, None])[:, :, 0]
+
+
+def _cast(block: Block, dtype: torch.dtype) -> Block:
+    return block[0].to(dtype), block[1].to(dtype), block[2].to(dtype)
 
 
 def _dot(left: Block, right: Block) -> float:
@@ -146,33 +154,31 @@ def _axpy(x: Block, step: float, y: Block) -> Block:
 
 
 def _conjugate_gradients(
-    product: Callable[[Tensor, Tensor, Tensor], tuple[Block, Tensor]],
+    product: Callable[[Tensor, Tensor, Tensor], Block],
     precondition: Callable[[Block], Block],
     gradient: Block,
-    X: Tensor,
     max_steps: int = 40,
     tolerance: float = 1e-2,
-) -> tuple[Block, Tensor]:
+) -> Block:
     """A descent direction; the Hessian may be indefinite, and directions of negative curvature end it."""
     r: Block = (-gradient[0], -gradient[1], -gradient[2])
     x: Block = (torch.zeros_like(r[0]), torch.zeros_like(r[1]), torch.zeros_like(r[2]))
-    TP = r[0].new_zeros((len(r[0]), len(X)))
     y = precondition(r)
     p, rz = y, _dot(r, y)
     first = rz
     for step_number in range(max_steps):
-        Ap, TPp = product(*p)
+        Ap = product(*p)
         curvature = _dot(p, Ap)
         if curvature <= 1e-12 * abs(rz):
-            return (p, TPp) if step_number == 0 else (x, TP)
+            return p if step_number == 0 else x
         step = rz / curvature
-        x, TP, r = _axpy(x, step, p), TP + step * TPp, _axpy(r, -step, Ap)
+        x, r = _axpy(x, step, p), _axpy(r, -step, Ap)
         y = precondition(r)
         new = _dot(r, y)
         if new < tolerance**2 * first:
             break
         p, rz = _axpy(y, new / rz, p), new
-    return x, TP
+    return x
 
 
 def _advance(

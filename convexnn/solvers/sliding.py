@@ -21,10 +21,10 @@ from convexnn.solvers.smoothing import Levels
 
 
 import os
-ENOUGH=float(os.environ.get("ENOUGH","0.02"))
+ENOUGH=float(os.environ.get("ENOUGH","0.1"))
 SMOOTH=float(os.environ.get("SMOOTH","8"))
 CAP=float(os.environ.get("CAP","0.3"))
-FACTOR=float(os.environ.get("FACTOR","0.2"))
+FACTOR=float(os.environ.get("FACTOR","0.1"))
 from convexnn.solvers import slide_scalar as _ss
 _ss._DENSE_LIMIT=int(os.environ.get("DENSE","1100"))
 
