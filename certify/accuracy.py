@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def certified_accuracy(
     X: Any,
     y: Any,
     *,
-    eps: float,
+    eps: SupportsFloat,
     norm: str = "linf",
     method: str | Plan = "auto",
     domain: Any = None,

@@ -1,6 +1,6 @@
 """One input: can anything in its region change the label?"""
 
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 from torch import Tensor, nn
 
@@ -15,12 +15,12 @@ def verify(
     network: nn.Module,
     x: Any,
     *,
-    label: int,
-    eps: float,
+    label: SupportsIndex,
+    eps: SupportsFloat,
     norm: str = "linf",
     domain: Any = None,
     method: str | Plan = "auto",
-    timeout: float | None = None,
+    timeout: SupportsFloat | None = None,
 ) -> Verdict:
     """Prove that no input within `eps` of `x` loses the label, or find one that does.
 
@@ -44,14 +44,18 @@ def verify(
         InvalidInputError, InvalidTypeError: for anything else that cannot be worked with; says what to do.
     """
     plan, deadline = plan_of(method), Deadline(_seconds(timeout))
-    problem = make_problem(network, _one(x), as_label(label), eps=eps, norm=norm, domain=domain)
-    return _verdict(problem, climb(problem, plan, deadline), int(as_label(label)), deadline)
+    labels = as_label(label)
+    problem = make_problem(network, _one(x), labels, eps=eps, norm=norm, domain=domain)
+    return _verdict(problem, climb(problem, plan, deadline), int(labels), deadline)
 
 
-def _seconds(timeout: float | None) -> float | None:
-    if timeout is not None and not timeout > 0:
+def _seconds(timeout: SupportsFloat | None) -> float | None:
+    if timeout is None:
+        return None
+    seconds = float(timeout)
+    if not seconds > 0:
         raise InvalidInputError(f"timeout is {timeout}; expected a positive number of seconds, or None")
-    return timeout
+    return seconds
 
 
 def _one(x: Any) -> Tensor:

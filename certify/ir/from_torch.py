@@ -44,9 +44,10 @@ def graph_from_torch(module: nn.Module, *, input_shape: Shape | None = None) -> 
         )
     _require_finite(module)
     layers = list(_leaves(module, ""))
+    rules = [_rule(layer, path) for path, layer in layers]
     graph = Graph.start(tuple(input_shape) if input_shape is not None else _guess_shape(layers))
-    for path, layer in layers:
-        graph = _rule(layer, path)(graph, layer, path)
+    for (path, layer), rule in zip(layers, rules, strict=True):
+        graph = rule(graph, layer, path)
     graph = simplify(graph)
     _check(graph, module)
     return graph

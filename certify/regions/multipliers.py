@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _NEWTON_STEPS = 50
-_BISECTIONS = 64
+_BISECTIONS = 48
 
 
 def ball_scale(

@@ -1,0 +1,208 @@
+import inspect
+
+import pytest
+import torch
+from certify_cases import NETWORKS, OPERATIONS, graph_of, mlp, randomised, seeded
+from certify_laws import adjoint_matches_forward, relaxation_brackets
+from torch import nn
+
+import certify
+from certify.bounds import METHODS
+from certify.ir import ops, simplify
+from certify.ir.from_torch import RULES, graph_from_torch
+from certify.ir.graph import Graph
+from certify.ir.ops import AbstractAffine, AbstractOp, Linear, ReLU, Reshape, Scale
+from certify.regions import Box
+from certify.relaxations import RELAXATIONS, relaxation_of
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+AFFINE = {
+    Linear: (Linear(normal(4, 6), normal(4, seed=1)), (6,)),
+    Scale: (Scale(normal(6), normal(6, seed=1)), (6,)),
+    Reshape: (Reshape((2, 3), (6,)), (2, 3)),
+}
+
+
+def test_every_operation_is_listed_and_has_its_rule():
+    concrete = [
+        c
+        for _, c in inspect.getmembers(ops, inspect.isclass)
+        if issubclass(c, AbstractOp) and not c.__name__.startswith("Abstract")
+    ]
+    assert set(concrete) == set(OPERATIONS)
+    assert {c for c in concrete if issubclass(c, AbstractAffine)} == set(AFFINE)
+    rest = {c for c in concrete if not issubclass(c, AbstractAffine)} - {ops.Input}
+    assert rest == set(RELAXATIONS)
+
+
+@pytest.mark.parametrize("kind", AFFINE)
+def test_affine_operations_know_their_transpose(kind):
+    adjoint_matches_forward(*AFFINE[kind], seed=3)
+
+
+@pytest.mark.parametrize("kind", RELAXATIONS)
+def test_relaxations_bracket_their_operation(kind):
+    relaxation_brackets(RELAXATIONS[kind], kind(), seed=4)
+
+
+def test_an_operation_without_a_relaxation_is_named():
+    with pytest.raises(certify.UnsupportedOp, match="Linear has no relaxation"):
+        relaxation_of(AFFINE[Linear][0])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_graph_is_the_network(name):
+    network, shape = NETWORKS[name]
+    inputs = 2 * normal(50, *shape, seed=5)
+    expected = network.double()(inputs)
+    if name != "float64":
+        network.float()
+    torch.testing.assert_close(graph_of(name)(inputs), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_simplified_graphs_have_no_two_affine_nodes_in_a_row(name):
+    graph = graph_of(name)
+    for node in graph.nodes[1:]:
+        for i in node.inputs:
+            both = isinstance(node.op, Linear | Scale) and isinstance(graph.nodes[i].op, Linear | Scale)
+            assert not both
+
+
+def test_batch_norm_folds_into_its_neighbours():
+    kinds = [type(n.op).__name__ for n in graph_of("batch-norm").nodes]
+    # The one between two ReLUs has no linear layer to go into.
+    assert kinds == ["Input", "Linear", "ReLU", "Scale", "ReLU", "Linear", "ReLU", "Linear"]
+
+
+def residual(weight, bias):
+    """x -> relu(x) and then the same tensor twice: once through a linear layer, once through a scale."""
+    graph = Graph.start((3,)).append(ReLU())
+    return graph.append(Linear(weight, bias), 1).append(Scale(bias, bias), 1)
+
+
+def test_simplify_leaves_a_node_with_two_readers_alone():
+    graph = Graph.start((3,)).append(Linear(normal(3, 3), normal(3))).append(ReLU())
+    graph = graph.append(Linear(normal(3, 3, seed=6), normal(3)), 1)
+    inputs = normal(20, 3, seed=7)
+    assert len(simplify(graph).nodes) == 4
+    torch.testing.assert_close(simplify(graph)(inputs), graph(inputs))
+
+
+def test_simplify_merges_chains_and_drops_identities():
+    graph = Graph.start((2, 3)).append(Reshape((2, 3), (2, 3))).append(Reshape((2, 3), (3, 2)))
+    graph = graph.append(Reshape((3, 2), (6,)))
+    for seed in range(3):
+        graph = graph.append(Linear(normal(6, 6, seed=seed), normal(6, seed=seed)))
+        graph = graph.append(Scale(normal(6, seed=seed), normal(6, seed=seed)))
+        graph = graph.append(Scale(normal(6, seed=seed + 9), normal(6, seed=seed)))
+    small = simplify(graph)
+    assert len(small.nodes) == 3
+    inputs = normal(20, 2, 3, seed=8)
+    torch.testing.assert_close(small(inputs), graph(inputs), rtol=1e-11, atol=1e-11)
+
+
+def test_methods_follow_branches():
+    """Two readers of one node, one of them dead: what later residual sums need."""
+    graph = residual(normal(3, 3), normal(3, seed=1))
+    region = Box(-torch.ones(2, 3).double(), torch.ones(2, 3).double())
+    for method in METHODS.values():
+        bounds = method(graph, region)
+        for _ in range(20):
+            value = graph(region.sample(seeded(9)))
+            assert (bounds.lower[graph.output] <= value + 1e-12).all()
+            assert (bounds.upper[graph.output] >= value - 1e-12).all()
+
+
+def test_graphs_run_on_numpy_too():
+    graph = graph_of("batch-norm")
+    inputs = normal(10, 4, seed=10)
+    plain = graph.map_arrays(lambda v: v.numpy())
+    assert plain(inputs.numpy()) == pytest.approx(graph(inputs).numpy(), abs=1e-12)
+
+
+def test_nodes_read_only_earlier_nodes():
+    with pytest.raises(certify.InvalidInputError, match="can only read nodes 0 to 0"):
+        Graph.start((3,)).append(ReLU(), 1)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "error", "message"),
+    [
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Tanh())),
+            certify.UnsupportedOp,
+            r"'1\.0'.*Tanh.*BatchNorm1d",
+        ),
+        (nn.Tanh(), certify.UnsupportedOp, "the network itself"),
+        (nn.Sequential(Doubled(2, 2)), certify.UnsupportedOp, "Doubled"),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)).train(),
+            certify.TrainModeError,
+            r"'1'.*call \.eval\(\)",
+        ),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train(),
+            certify.TrainModeError,
+            r"call \.eval\(\)",
+        ),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval(),
+            certify.UnsupportedOp,
+            "no running statistics",
+        ),
+        (
+            nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3)),
+            certify.InvalidInputError,
+            "with 2 inputs was given",
+        ),
+        (nn.Sequential(nn.Linear(2, 3), nn.Flatten(0)), certify.UnsupportedOp, "flattens the batch axis"),
+        (nn.Sequential(nn.ReLU()), certify.InvalidInputError, "pass input_shape="),
+        ("network.pt", certify.InvalidTypeError, "expected a torch.nn.Module"),
+    ],
+)
+def test_what_cannot_be_read_is_named(network, error, message):
+    with pytest.raises(error, match=message):
+        inspect.unwrap(graph_from_torch)(network)
+
+
+def test_train_mode_without_random_layers_is_fine():
+    assert len(graph_from_torch(mlp(2, 3, 2).train()).nodes) == 4
+
+
+def test_weights_have_to_be_finite():
+    net = mlp(2, 3, 2)
+    with torch.no_grad():
+        net[0].weight[0, 0] = torch.nan
+    with pytest.raises(certify.InvalidInputError, match=r"0\.weight of the network has NaN"):
+        graph_from_torch(net)
+
+
+def test_a_hook_that_changes_the_function_is_noticed():
+    net = randomised(mlp(2, 3, 2), 0)
+    net[0].register_forward_hook(lambda module, args, out: out + 1)
+    with pytest.raises(certify.ImportMismatchError, match="differs from the network"):
+        graph_from_torch(net)
+
+
+def test_import_leaves_the_network_and_the_global_generator_alone():
+    net = randomised(mlp(2, 3, 2), 0)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    state = torch.random.get_rng_state()
+    graph_from_torch(net)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(before[k], v) and v.dtype == torch.float32 for k, v in net.state_dict().items())
+
+
+def test_every_layer_rule_has_a_case():
+    used = {type(m) for network, _ in NETWORKS.values() for m in network.modules()}
+    assert set(RULES) <= used

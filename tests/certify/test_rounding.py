@@ -1,0 +1,112 @@
+"""Bounds against exact rational arithmetic: no tolerance on the safe side."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from certify_cases import METHODS, seeded
+
+from certify.ir.graph import Graph
+from certify.ir.ops import Linear, ReLU
+from certify.regions import Box, LpBall
+from certify.rounding import cast_down, cast_up, gamma
+
+
+def exact(tensor):
+    return [[Fraction(v) for v in row] for row in tensor.tolist()]
+
+
+def product(left, right):
+    return [
+        [sum(a * b for a, b in zip(row, col, strict=True)) for col in zip(*right, strict=True)]
+        for row in left
+    ]
+
+
+def affine_chain(seed, scale=1.0):
+    """Two linear layers kept apart by ReLUs that never switch: affine, yet every method has to substitute."""
+    g = seeded(seed)
+    first = scale * torch.randn(5, 4, generator=g, dtype=torch.float64)
+    second = torch.randn(3, 5, generator=g, dtype=torch.float64)
+    shift = first.abs().sum(1) * 2
+    graph = Graph.start((4,)).append(Linear(first, shift)).append(ReLU())
+    return (
+        graph.append(Linear(second, torch.randn(3, generator=g, dtype=torch.float64))),
+        first,
+        second,
+        shift,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [1.0, 1e8])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_bound_is_above_the_rational_minimum(seed, scale, dtype):
+    graph, first, second, shift = affine_chain(seed, scale)
+    bias = graph.nodes[-1].op.bias
+    lower = -torch.rand(1, 4, generator=seeded(seed + 50), dtype=torch.float64)
+    upper = torch.rand(1, 4, generator=seeded(seed + 60), dtype=torch.float64)
+    matrix = product(exact(second), exact(first))
+    constant = [
+        Fraction(b) + sum(r[0] for r in product([row], exact(shift[:, None])))
+        for b, row in zip(bias.tolist(), exact(second), strict=True)
+    ]
+    corners = [
+        [
+            min(m * Fraction(a), m * Fraction(b))
+            for m, a, b in zip(row, lower[0].tolist(), upper[0].tolist(), strict=True)
+        ]
+        for row in matrix
+    ]
+    minima = [c + sum(corner) for c, corner in zip(constant, corners, strict=True)]
+    region = Box(lower, upper).to(dtype)
+    for method in METHODS:
+        bound = method(graph, region).lower[graph.output][0].tolist()
+        for computed, true in zip(bound, minima, strict=True):
+            assert Fraction(computed) <= true
+            if method.name != "ibp":
+                size = float(second.abs().sum() * (first.abs().sum() + shift.sum()))
+                assert float(true - Fraction(computed)) <= 1e3 * torch.finfo(dtype).eps * size
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_minima_of_balls_are_below_the_rational_value_of_any_point(norm):
+    """Points built from exact rationals inside the ball, close to its extreme ones."""
+    g = seeded(70)
+    centre = torch.rand(1, 6, generator=g, dtype=torch.float64)
+    region = LpBall(centre, 0.1, norm)
+    rows = torch.randn(1, 20, 6, generator=g, dtype=torch.float64)
+    low = region.minimum(rows)[0].tolist()
+    c, eps = exact(centre)[0], Fraction(0.1)
+    for row, bound in zip(exact(rows[0]), low, strict=True):
+        if norm == "linf":
+            step = [-eps if w > 0 else eps for w in row]
+        elif norm == "l1":
+            big = max(range(6), key=lambda i: abs(row[i]))
+            step = [(-eps if row[i] > 0 else eps) if i == big else Fraction(0) for i in range(6)]
+        else:
+            # A rational just above |row|, so that the point is just inside the ball.
+            length = Fraction(float(sum(w * w for w in row)) ** 0.5) * (1 + Fraction(1, 2**50))
+            assert length * length >= sum(w * w for w in row)
+            step = [-eps * w / length for w in row]
+        value = sum(w * (a + d) for w, a, d in zip(row, c, step, strict=True))
+        assert Fraction(bound) <= value
+        assert float(value - Fraction(bound)) <= 1e-13
+
+
+def test_casts_round_to_the_safe_side():
+    values = torch.randn(1000, generator=seeded(71), dtype=torch.float64)
+    low, high = cast_down(values, torch.float32).double(), cast_up(values, torch.float32).double()
+    assert (low <= values).all()
+    assert (high >= values).all()
+    assert (high - low <= 2.5e-7 * values.abs()).all()
+    assert torch.equal(cast_down(values.float().double(), torch.float32), values.float())
+
+
+def test_gamma_covers_a_sum_in_single_precision():
+    terms = torch.rand(10_000, generator=seeded(72), dtype=torch.float32)
+    running = torch.tensor(0.0, dtype=torch.float32)
+    for term in terms[:2000]:
+        running = running + term
+    true = terms[:2000].double().sum()
+    assert abs(running.double() - true) <= gamma(2000, torch.float32) * true
