@@ -1,0 +1,1 @@
+"""Measurements against peers; not run by default."""
