@@ -102,12 +102,13 @@ def _through_pieces(
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """rows.(value of a node) + constant - error, to be bounded below."""
+    """rows.(value of a node) + constant - error, to be bounded below; `length` are the rows' l2 norms."""
 
     node: int
     rows: Float[Tensor, "batch_or_1 rows *shape"]
     constant: Float[Tensor, "batch_or_1 rows"]
     error: Float[Tensor, "batch rows_or_1"]
+    length: Float[Tensor, "batch rows"] | None = None
 
 
 def margin_form(graph: Graph, margins: Margins, bounds: Bounds) -> Form:
@@ -138,7 +139,7 @@ def lower_bound(
     """
     constant, error = form.constant, form.error
     rows: dict[int, Tensor] = {form.node: form.rows}
-    lengths: dict[int, Tensor] = {}
+    lengths: dict[int, Tensor] = {} if form.length is None else {form.node: form.length}
     for k in range(form.node, stop, -1):
         if k not in rows:
             continue

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from certify.bounds.backward import Form, Step, lower_bound, make_step, margin_form
+from certify.bounds.backward import Form, Step, flat_length, lower_bound, make_step, margin_form
 from certify.bounds.base import AbstractMethod, Bounds, place
 from certify.bounds.ibp import IBP, interval_of
 from certify.ir import Graph
@@ -155,12 +155,13 @@ def _entries(
         constants, error = torch.zeros_like(rows[0]), torch.zeros_like(error)
     start = node.inputs[0] if linear else k
     shape = graph.nodes[start].shape
+    length = flat_length(rows.unsqueeze(0))[0]
     rows, constants = torch.cat([rows, -rows]), torch.cat([constants, -constants])
     signed = torch.arange(below.shape[1], device=below.device) + below.shape[1] * (~below)
 
     def entry(part: Int[Tensor, " inputs"], index: Int[Tensor, "inputs rows"]) -> Form:
         chosen = signed[part].gather(1, index)
         picked = rows.index_select(0, chosen.flatten()).reshape((*index.shape, *shape))
-        return Form(start, picked, constants[chosen], error[part])
+        return Form(start, picked, constants[chosen], error[part], length[index])
 
     return entry
