@@ -25,12 +25,12 @@ class Case:
     classes: tuple[str, ...]
     weight_decay: float
     tol: float
-    max_seconds: float  # for training, and again for judging Adam's network
+    max_seconds: float  # for training; judging Adam's network gets half of it
     eps: tuple[float, ...]  # radii of the l_inf balls
     eps_unit: str
     domain: tuple[float, float] | None = None
     image_shape: tuple[int, int] | None = None
-    adam_steps: int = 4000
+    adam_steps: int = 2000
 
     @property
     def loss(self) -> str:

@@ -6,6 +6,8 @@ from importlib.metadata import version
 from importlib.resources import files
 from string import Template
 
+import numpy as np
+
 from convexnn.demo.study import Robustness, Study, strongest
 from convexnn.demo.svg import Axis, Series, line_chart, tile, weight_bars
 
@@ -60,8 +62,7 @@ def _cards(study: Study) -> str:
         ("Neurons", str(result.n_neurons), f"as many as needed, in {result.seconds:.1f} seconds"),
     ]
     inner = "".join(
-        f'<div class="card"><h3>{name}</h3><p class="big">{value}</p><p>{note}</p></div>'
-        for name, value, note in cards
+        f'<div class="card"><h3>{name}</h3><p class="big">{value}</p><p>{note}</p></div>' for name, value, note in cards
     )
     return f'<div class="cards">{inner}</div><p class="status">{escape(result.status.value)}</p>'
 
@@ -100,7 +101,7 @@ def _adam_sentence(study: Study) -> str:
     gap = study.adam_gap
     return (
         f"Adam minimised the same objective for {study.case.adam_steps} full-batch steps. Its network is at "
-        f"most {100 * gap.gap:.2g} % above the best network of any width, says the bound "
+        f"most {100 * gap.gap:.2g}&nbsp;% above the best network of any width, says the bound "
         f"({escape(gap.bound_kind)}: evidence, not proof). Adam alone cannot tell; with the bound one knows "
         "whether more training could pay."
     )
@@ -198,7 +199,7 @@ def _tiles(study: Study) -> str:
     case = study.case
     rows = strongest(study.result.network, MAX_TILES)
     d = len(case.features)
-    largest = float(abs(rows[:, :d]).max()) or 1.0
+    largest = float(np.quantile(np.abs(rows[:, :d]), 0.99)) or 1.0  # the few larger ones saturate
     tiles = "".join(
         tile(row[:d].reshape(case.image_shape or (1, d)), largest, f"for {case.classes[row[d:].argmax()]}")
         for row in rows
@@ -210,6 +211,4 @@ def _tiles(study: Study) -> str:
 
 
 def _count_phrase(shown: int, total: int) -> str:
-    return (
-        f"All {total} neurons of the network" if shown >= total else f"The {shown} largest of {total} neurons"
-    )
+    return f"All {total} neurons of the network" if shown >= total else f"The {shown} largest of {total} neurons"

@@ -86,7 +86,7 @@ def judge_adam(case: Case, say: Say) -> tuple[AdamRun, OptimalityGap]:
         loss=case.loss,
         weight_decay=case.weight_decay,
         tol=case.tol,
-        max_seconds=case.max_seconds,
+        max_seconds=case.max_seconds / 2,
         random_state=0,
     )
     say(f"  Adam, {adam.width} neurons, {case.adam_steps} steps, {adam.seconds:.1f} seconds:")

@@ -49,7 +49,7 @@ class Axis:
         """A tick value as text."""
         if self.percent:
             return f"{100 * value:g} %"
-        if self.log and (value < 1e-2 or value >= 1e4):
+        if self.log and (value < 1e-3 * (1 - 1e-9) or value >= 1e4):
             return f"10{_superscript(round(math.log10(value)))}"
         return f"{value:g}"
 
@@ -83,9 +83,7 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, title: str) -> str:
 
 
 def _legend(series: Sequence[Series]) -> str:
-    items = "".join(
-        f'<li class="{s.colour}{" dashed" if s.dashed else ""}">{escape(s.name)}</li>' for s in series
-    )
+    items = "".join(f'<li class="{s.colour}{" dashed" if s.dashed else ""}">{escape(s.name)}</li>' for s in series)
     return f'<ul class="legend">{items}</ul>'
 
 
@@ -110,8 +108,7 @@ def _grid(x: Axis, y: Axis) -> str:
         out.append(f'<text x="{at:.1f}" y="{bottom + 17}" text-anchor="middle">{x.text(value)}</text>')
     out.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     out.append(
-        f'<text class="label" x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
-        f"{escape(x.label)}</text>"
+        f'<text class="label" x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x.label)}</text>'
     )
     middle = (TOP + bottom) / 2
     out.append(
