@@ -96,7 +96,7 @@ def certified_accuracy(
         The report. An interrupt (Ctrl-C) does not lose the work: the rest counts as UNKNOWN.
 
     Raises:
-        The same errors as `verify`.
+        CertifyError: as for `verify`.
     """
     plan, clock = plan_of(method), Deadline()
     inputs = as_inputs(X, "X")
