@@ -76,12 +76,7 @@ class _ConvexReLU(BaseEstimator):
         X = validate_data(self, X, reset=False, dtype=np.float64)
         weight = layers_of(self.network_)[0].weight
         with torch.no_grad():
-            return (
-                self.network_(torch.tensor(X, dtype=weight.dtype, device=weight.device))
-                .double()
-                .cpu()
-                .numpy()
-            )
+            return self.network_(torch.tensor(X, dtype=weight.dtype, device=weight.device)).double().cpu().numpy()
 
 
 class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
@@ -298,9 +293,7 @@ def _choose_loss(loss: str, n_classes: int) -> str:
     if loss == "auto":
         return allowed[0]
     if loss not in allowed:
-        raise InvalidInputError(
-            f"loss={loss!r} does not fit {n_classes} classes; use 'auto' or one of {allowed}"
-        )
+        raise InvalidInputError(f"loss={loss!r} does not fit {n_classes} classes; use 'auto' or one of {allowed}")
     return loss
 
 

@@ -71,9 +71,7 @@ def build(d: int, k: int, outputs: int, hidden_bias: bool, output_bias: bool) ->
     )
 
 
-def save_network(
-    network: torch.nn.Sequential, path: str | Path, metadata: dict[str, Any] | None = None
-) -> None:
+def save_network(network: torch.nn.Sequential, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
     """Write a trained network as a ``.pt`` file.
 
     Args:

@@ -99,9 +99,7 @@ def _need_no_missing(name: str, cells: list[str], path: str | Path) -> None:
         )
 
 
-def _features(
-    columns: dict[str, list[str]], names: tuple[str, ...], path: str | Path
-) -> Float64[np.ndarray, "n d"]:
+def _features(columns: dict[str, list[str]], names: tuple[str, ...], path: str | Path) -> Float64[np.ndarray, "n d"]:
     numbers = {name: _numbers(columns[name]) for name in names}
     wrong = [name for name, values in numbers.items() if values is None]
     if wrong:

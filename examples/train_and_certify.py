@@ -22,9 +22,7 @@ print(model.result_)
 print(f"\nHeld-out accuracy {model.score(X_test, y_test):.1%} with this network:\n{model.network_}")
 
 # 3. Certify one tumour: no change of any measurement by up to 0.2 standard deviations changes the answer ...
-verdict = certify.verify(
-    model.network_, X_test[0], label=int(y_test[0]), eps=0.2, norm="linf", method="crown"
-)
+verdict = certify.verify(model.network_, X_test[0], label=int(y_test[0]), eps=0.2, norm="linf", method="crown")
 print(f"\nThe first held-out sample, radius 0.2:\n{verdict}")
 
 # 4. ... and all of them, for a grid of radii. Attacked minus certified is what is still open.
