@@ -16,6 +16,7 @@ from certify.errors import InvalidInputError
 from certify.inputs import as_inputs, as_labels
 from certify.search import Deadline, Outcome, Plan, Problem, climb
 from certify.setup import make_problem, plan_of
+from certify.threads import threads_for
 from certify.verdict import Status
 
 _log = logging.getLogger(__name__)
@@ -105,8 +106,9 @@ def certified_accuracy(
             f"X has shape {tuple(inputs.shape)}; expected the batch axis first, then the input's own"
         )
     problem = make_problem(network, inputs, as_labels(y, len(inputs)), eps=eps, norm=norm, domain=domain)
-    statuses, margins, witnesses, interrupted = _run(problem, plan, progress)
-    clean = _clean(problem)
+    with threads_for(problem.multiplications * _batch_size(problem)):
+        statuses, margins, witnesses, interrupted = _run(problem, plan, progress)
+        clean = _clean(problem)
     falsified = np.array([s is Status.FALSIFIED for s in statuses])
     return AccuracyReport(
         clean=float(clean.mean()),
@@ -144,9 +146,7 @@ def _run(
     statuses = np.full(len(problem), Status.UNKNOWN, dtype=object)
     margins = np.full(len(problem), -np.inf)
     witnesses: dict[int, np.ndarray] = {}
-    bar = tqdm(
-        total=len(problem), desc="certify", unit="input", disable=None if progress is None else not progress
-    )
+    bar = tqdm(total=len(problem), desc="certify", unit="input", disable=None if progress is None else not progress)
     with bar:
         try:
             for batch in torch.arange(len(problem)).split(_batch_size(problem)):
@@ -157,9 +157,7 @@ def _run(
                 witnesses |= _shaped(problem, outcome, int(index[0]))
                 bar.update(len(batch))
         except KeyboardInterrupt:
-            _log.warning(
-                "interrupted after %d of %d inputs; the rest is reported as unknown", bar.n, len(problem)
-            )
+            _log.warning("interrupted after %d of %d inputs; the rest is reported as unknown", bar.n, len(problem))
             return statuses, margins, witnesses, True
     return statuses, margins, witnesses, False
 

@@ -73,9 +73,7 @@ def as_radius(value: Any) -> float:
     try:
         radius = float(value)
     except (TypeError, ValueError):
-        raise InvalidTypeError(
-            f"eps is {value!r}; expected one number, the radius in the units of x"
-        ) from None
+        raise InvalidTypeError(f"eps is {value!r}; expected one number, the radius in the units of x") from None
     if not (np.isfinite(radius) and radius >= 0):
         raise InvalidInputError(f"eps is {radius}; expected a finite radius >= 0")
     return radius
@@ -97,9 +95,7 @@ def as_domain(domain: Any, shape: Shape) -> tuple[Float[Tensor, " n"], Float[Ten
         ) from None
     low, high = _as_limit(lower, shape), _as_limit(upper, shape)
     if bool((low > high).any()):
-        raise InvalidInputError(
-            "a lower limit of the domain is above its upper limit; expected lower <= upper"
-        )
+        raise InvalidInputError("a lower limit of the domain is above its upper limit; expected lower <= upper")
     return low, high
 
 

@@ -57,9 +57,7 @@ class Verdict:
         lines = [f"{self.status.name} ({self.method}, {self.seconds:.3g} s)", f"  {self.status.value}"]
         if self.worst_margin > -np.inf:
             rival = min(self.lower_bounds, key=self.lower_bounds.__getitem__)
-            lines.append(
-                f"  label {self.label}, closest rival {rival}: margin at least {self.worst_margin:.6g}"
-            )
+            lines.append(f"  label {self.label}, closest rival {rival}: margin at least {self.worst_margin:.6g}")
         if self.counterexample is not None:
             lines.append(f"  counterexample: array of shape {self.counterexample.shape} in .counterexample")
         return "\n".join(lines)

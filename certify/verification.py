@@ -8,6 +8,7 @@ from certify.errors import InvalidInputError
 from certify.inputs import as_inputs, as_label
 from certify.search import Deadline, Outcome, Plan, Problem, climb
 from certify.setup import make_problem, plan_of
+from certify.threads import threads_for
 from certify.verdict import Status, Verdict
 
 
@@ -46,7 +47,9 @@ def verify(
     plan, deadline = plan_of(method), Deadline(_seconds(timeout))
     labels = as_label(label)
     problem = make_problem(network, _one(x), labels, eps=eps, norm=norm, domain=domain)
-    return _verdict(problem, climb(problem, plan, deadline), int(labels), deadline)
+    with threads_for(problem.multiplications):
+        outcome = climb(problem, plan, deadline)
+    return _verdict(problem, outcome, int(labels), deadline)
 
 
 def _seconds(timeout: SupportsFloat | None) -> float | None:

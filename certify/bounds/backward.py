@@ -52,11 +52,7 @@ class Step:
 
 def make_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
     """The step through one node, given bounds on what it reads."""
-    return (
-        _affine_step(graph, node, bounds)
-        if isinstance(node.op, AbstractAffine)
-        else _relaxed_step(node, bounds)
-    )
+    return _affine_step(graph, node, bounds) if isinstance(node.op, AbstractAffine) else _relaxed_step(node, bounds)
 
 
 def _affine_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
@@ -161,6 +157,4 @@ def lower_bound(
                 lengths.pop(source, None)
             rows[source] = rows[source] + part if source in rows else part
     reach = minimum(rows[stop].flatten(2))
-    return torch.nan_to_num(
-        down(reach + constant - error), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf
-    )
+    return torch.nan_to_num(down(reach + constant - error), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)

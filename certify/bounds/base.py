@@ -46,9 +46,7 @@ class Bounds:
 
     def select(self, index: Any) -> "Bounds":
         """The bounds of some of the inputs."""
-        return Bounds(
-            {k: v[index] for k, v in self.lower.items()}, {k: v[index] for k, v in self.upper.items()}
-        )
+        return Bounds({k: v[index] for k, v in self.lower.items()}, {k: v[index] for k, v in self.upper.items()})
 
 
 def last(steps: Iterable[Bounds], otherwise: Bounds) -> Bounds:

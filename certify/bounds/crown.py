@@ -133,9 +133,7 @@ def _undecided(graph: Graph, bounds: Bounds, k: int) -> Bool[Tensor, "batch *sha
     if k == graph.output:
         return torch.ones_like(lower, dtype=torch.bool)
     readers = [graph.nodes[j].op for j in graph.consumers[k]]
-    masks = [
-        relaxation_of(op).undecided(lower, upper) for op in readers if not isinstance(op, AbstractAffine)
-    ]
+    masks = [relaxation_of(op).undecided(lower, upper) for op in readers if not isinstance(op, AbstractAffine)]
     return torch.stack(masks).any(0)
 
 

@@ -39,9 +39,7 @@ def graph_from_torch(module: nn.Module, *, input_shape: Shape | None = None) -> 
         ImportMismatchError: when the graph and the module disagree on random inputs.
     """
     if not isinstance(module, nn.Module):
-        raise InvalidTypeError(
-            f"the network is a {type(module).__name__}; expected a torch.nn.Module: pass the module"
-        )
+        raise InvalidTypeError(f"the network is a {type(module).__name__}; expected a torch.nn.Module: pass the module")
     _require_finite(module)
     layers = list(_leaves(module, ""))
     rules = [_rule(layer, path) for path, layer in layers]
@@ -74,9 +72,7 @@ def _guess_shape(layers: list[tuple[str, nn.Module]]) -> Shape:
 def _require_finite(module: nn.Module) -> None:
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InvalidInputError(
-                f"{name} of the network has NaN or infinite entries; expected finite weights"
-            )
+            raise InvalidInputError(f"{name} of the network has NaN or infinite entries; expected finite weights")
 
 
 def _require_eval(module: nn.Module, path: str) -> None:
@@ -167,9 +163,7 @@ def _check(graph: Graph, module: nn.Module) -> None:
     reference = copy.deepcopy(module).double()
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    inputs: Tensor = torch.randn(
-        (_CHECK_INPUTS, *graph.input_shape), generator=generator, dtype=torch.float64
-    )
+    inputs: Tensor = torch.randn((_CHECK_INPUTS, *graph.input_shape), generator=generator, dtype=torch.float64)
     inputs = inputs.to(device)
     with torch.no_grad():
         expected, computed = reference(inputs), graph(inputs)

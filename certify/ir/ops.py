@@ -193,9 +193,7 @@ class Reshape(AbstractAffine):
     def output_shape(self, *inputs: Shape) -> Shape:
         """The target shape."""
         if inputs[0] != self.source or prod(self.source) != prod(self.target):
-            raise InvalidInputError(
-                f"cannot reshape values of shape {inputs[0]} from {self.source} to {self.target}"
-            )
+            raise InvalidInputError(f"cannot reshape values of shape {inputs[0]} from {self.source} to {self.target}")
         return self.target
 
     def forward(self, *values: Any) -> Any:

@@ -8,9 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def dot(
-    rows: Float[Tensor, "#batch rows n"], vectors: Float[Tensor, "batch n"]
-) -> Float[Tensor, "batch rows"]:
+def dot(rows: Float[Tensor, "#batch rows n"], vectors: Float[Tensor, "batch n"]) -> Float[Tensor, "batch rows"]:
     """rows . vector for every input; rows shared by the batch cost one matrix product."""
     if len(rows) == 1:
         return vectors @ rows[0].T

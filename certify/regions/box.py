@@ -33,9 +33,7 @@ class Box(AbstractRegion):
         if not bool(torch.isfinite(self.lower).all() and torch.isfinite(self.upper).all()):
             raise InvalidInputError("a box limit is NaN or infinite; expected finite limits")
         if bool((self.lower > self.upper).any()):
-            raise InvalidInputError(
-                "a lower limit of the box is above its upper limit; expected lower <= upper"
-            )
+            raise InvalidInputError("a lower limit of the box is above its upper limit; expected lower <= upper")
 
     @cached_property
     def centre(self) -> Float[Tensor, "batch n"]:  # type: ignore[override]
@@ -71,9 +69,7 @@ class Box(AbstractRegion):
 
     def sample(self, generator: torch.Generator) -> Float[Tensor, "batch n"]:
         """Uniform."""
-        share = torch.rand(self.lower.shape, generator=generator, dtype=self.lower.dtype).to(
-            self.lower.device
-        )
+        share = torch.rand(self.lower.shape, generator=generator, dtype=self.lower.dtype).to(self.lower.device)
         return (self.lower + share * (self.upper - self.lower)).clamp(self.lower, self.upper)
 
     def ascent_direction(self, gradient: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
@@ -86,11 +82,7 @@ class Box(AbstractRegion):
 
     def to(self, dtype: torch.dtype) -> "Box":
         """Rounded outward."""
-        return (
-            self
-            if dtype == self.lower.dtype
-            else Box(cast_down(self.lower, dtype), cast_up(self.upper, dtype))
-        )
+        return self if dtype == self.lower.dtype else Box(cast_down(self.lower, dtype), cast_up(self.upper, dtype))
 
 
 def interval_minimum(

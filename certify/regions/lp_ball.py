@@ -46,9 +46,7 @@ class LpBall(AbstractRegion):
         if not bool(torch.isfinite(self.centre).all()):
             raise InvalidInputError("the centre has NaN or infinite entries; expected finite numbers")
         if (self.lower is None) != (self.upper is None):
-            raise InvalidInputError(
-                "a domain needs both limits; pass lower and upper, infinite where a side is open"
-            )
+            raise InvalidInputError("a domain needs both limits; pass lower and upper, infinite where a side is open")
         if self.lower is not None and self.upper is not None:
             _check_domain(self.centre, self.lower, self.upper)
 
@@ -93,9 +91,7 @@ class LpBall(AbstractRegion):
         self, rows: Float[Tensor, "#batch rows n"], reach: Float[Tensor, "#batch rows"]
     ) -> Float[Tensor, "batch rows"]:
         rounding = gamma(3 * rows.shape[2], rows.dtype)
-        products = (
-            torch.linalg.vector_norm(rows, dim=2) * torch.linalg.vector_norm(self.centre, dim=1)[:, None]
-        )
+        products = torch.linalg.vector_norm(rows, dim=2) * torch.linalg.vector_norm(self.centre, dim=1)[:, None]
         return dot(rows, self.centre) - reach - rounding * (products + reach)
 
     def _reach_in_domain(self, rows: Float[Tensor, "#batch rows n"]) -> Float[Tensor, "batch rows"]:
@@ -214,9 +210,7 @@ def _check_domain(centre: Tensor, lower: Tensor, upper: Tensor) -> None:
     if bool((lower.isnan() | upper.isnan()).any()):
         raise InvalidInputError("a domain limit is NaN; expected numbers, infinite where a side is open")
     if bool((lower > upper).any()):
-        raise InvalidInputError(
-            "a lower limit of the domain is above its upper limit; expected lower <= upper"
-        )
+        raise InvalidInputError("a lower limit of the domain is above its upper limit; expected lower <= upper")
     outside = ((centre < lower) | (centre > upper)).any(1)
     if bool(outside.any()):
         which = int(outside.nonzero()[0])

@@ -39,9 +39,7 @@ def l1_threshold(
     ordered, order = weights.sort(dim=-1, descending=True)
     filled = caps.expand_as(weights).gather(-1, order).cumsum(-1)
     stop = (filled < eps).sum(-1, keepdim=True)
-    padded = torch.nn.functional.pad(
-        ordered, (0, 1)
-    )  # all caps filled: the budget is not active, multiplier 0
+    padded = torch.nn.functional.pad(ordered, (0, 1))  # all caps filled: the budget is not active, multiplier 0
     return padded.gather(-1, stop).squeeze(-1)
 
 

@@ -37,9 +37,7 @@ class AbstractRelaxation(ABC):
         """The range of f on [lower, upper]."""
 
     @abstractmethod
-    def undecided(
-        self, lower: Float[Tensor, "batch *shape"], upper: Float[Tensor, "batch *shape"]
-    ) -> torch.Tensor:
+    def undecided(self, lower: Float[Tensor, "batch *shape"], upper: Float[Tensor, "batch *shape"]) -> torch.Tensor:
         """Which entries are not affine between their bounds, so that tighter bounds would help."""
 
     @abstractmethod

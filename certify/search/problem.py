@@ -1,6 +1,8 @@
 """A batch of questions about one network: does every input of the region keep all margins?"""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -28,6 +30,12 @@ class Problem:
 
     def __len__(self) -> int:
         return len(self.region.centre)
+
+    @property
+    def multiplications(self) -> int:
+        """Of the largest matrix product for one input: the two widest neighbours."""
+        widths = [prod(node.shape) for node in self.graph.nodes]
+        return max((a * b for a, b in pairwise(widths)), default=0)
 
     def select(self, index: Any) -> "Problem":
         """The questions about some of the inputs."""

@@ -76,9 +76,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         (4,),
     ),
     "image": (
-        randomised(
-            nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, 3)), 8
-        ),
+        randomised(nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, 3)), 8),
         (1, 2, 3),
     ),
     "float64": (randomised(mlp(3, 8, 8, 3).double(), 9), (3,)),

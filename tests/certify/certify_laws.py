@@ -13,9 +13,7 @@ from certify.properties import Margins
 from certify.regions.base import AbstractRegion
 
 
-def samples_stay_inside(
-    graph: Graph, region: AbstractRegion, bounds: Bounds, seed: int, count: int = 15
-) -> None:
+def samples_stay_inside(graph: Graph, region: AbstractRegion, bounds: Bounds, seed: int, count: int = 15) -> None:
     """The value of every node at every sampled input lies between its bounds: no tolerance."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
@@ -59,9 +57,7 @@ def adjoint_matches_forward(op: AbstractAffine, shape: tuple[int, ...], seed: in
     assert (moved <= op.spread(radius) + 1e-12).all()
     unit = torch.eye(radius[0].numel(), dtype=torch.float64).reshape(-1, *shape)
     columns = (op.forward(unit) - op.forward(torch.zeros_like(unit))).abs()
-    torch.testing.assert_close(
-        op.spread(radius)[0], (columns * radius[0].reshape(-1, *[1] * len(out))).sum(0)
-    )
+    torch.testing.assert_close(op.spread(radius)[0], (columns * radius[0].reshape(-1, *[1] * len(out))).sum(0))
 
 
 def relaxation_brackets(record: object, op: AbstractOp, seed: int) -> None:

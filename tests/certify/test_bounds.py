@@ -30,9 +30,7 @@ def margins_for(graph, batch):
 
 
 def test_every_method_is_listed():
-    classes = [
-        c for _, c in inspect.getmembers(certify.bounds, inspect.isclass) if issubclass(c, AbstractMethod)
-    ]
+    classes = [c for _, c in inspect.getmembers(certify.bounds, inspect.isclass) if issubclass(c, AbstractMethod)]
     members = {type(m) for m in METHODS} | {AbstractMethod}
     assert set(classes) <= members
     assert [m.name for m in METHODS] == list(certify.bounds.METHODS)
@@ -90,9 +88,7 @@ def test_crown_is_exact_where_no_neuron_is_unstable(region_name):
     region = region_for(graph, region_name, seed=51, batch=8, eps=1e-4)
     margins = margins_for(graph, 8)
     bounds = CROWN()(graph, region)
-    stable = torch.stack(
-        [((bounds.lower[k] >= 0) | (bounds.upper[k] <= 0)).all(1) for k in graph.relaxed]
-    ).all(0)
+    stable = torch.stack([((bounds.lower[k] >= 0) | (bounds.upper[k] <= 0)).all(1) for k in graph.relaxed]).all(0)
     assert stable.any()
     lower = CROWN().margins(graph, region, bounds, margins)
     jacobian = torch.func.vmap(torch.func.jacrev(lambda x: graph(x[None])[0]))(region.centre)
@@ -195,9 +191,7 @@ def graph_from_torch_unchecked(net):
 
     graph = Graph.start((2,))
     for layer in net:
-        op = (
-            ReLU() if isinstance(layer, torch.nn.ReLU) else Linear(layer.weight.detach(), layer.bias.detach())
-        )
+        op = ReLU() if isinstance(layer, torch.nn.ReLU) else Linear(layer.weight.detach(), layer.bias.detach())
         graph = graph.append(op)
     return graph
 
@@ -227,9 +221,5 @@ def test_ibp_of_one_layer_by_hand():
     region = Box(torch.zeros(1, 4).double(), torch.ones(1, 4).double())
     op = graph.nodes[1].op
     bounds = IBP()(graph, region)
-    torch.testing.assert_close(
-        bounds.lower[1][0], op.bias + op.weight.clamp(max=0).sum(1), rtol=0, atol=1e-13
-    )
-    torch.testing.assert_close(
-        bounds.upper[1][0], op.bias + op.weight.clamp(min=0).sum(1), rtol=0, atol=1e-13
-    )
+    torch.testing.assert_close(bounds.lower[1][0], op.bias + op.weight.clamp(max=0).sum(1), rtol=0, atol=1e-13)
+    torch.testing.assert_close(bounds.upper[1][0], op.bias + op.weight.clamp(min=0).sum(1), rtol=0, atol=1e-13)

@@ -60,9 +60,7 @@ def test_minimum_is_below_every_sample_and_shared_rows_are_rows(name):
     low = region.minimum(rows)
     torch.testing.assert_close(low, region.minimum(rows.expand(30, -1, -1)), rtol=1e-12, atol=1e-12)
     some = torch.tensor([7, 2, 2])
-    torch.testing.assert_close(
-        low[some], region.minimum(rows.expand(3, -1, -1), some), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(low[some], region.minimum(rows.expand(3, -1, -1), some), rtol=1e-12, atol=1e-12)
     generator = seeded(5)
     for _ in range(100):
         assert (torch.einsum("tn,bn->bt", rows[0], region.sample(generator)) >= low).all()
@@ -77,9 +75,7 @@ def test_l1_minimum_in_a_domain_against_linprog():
         w = rows[k, 0].numpy()
         # d = p - q with p, q >= 0, sum(p + q) <= eps
         bounds = [(0, 1 - v) for v in c] + [(0, v) for v in c]
-        result = linprog(
-            np.concatenate([w, -w]), np.ones((1, 12)), [region.eps], bounds=bounds, method="highs"
-        )
+        result = linprog(np.concatenate([w, -w]), np.ones((1, 12)), [region.eps], bounds=bounds, method="highs")
         assert computed[k].item() == pytest.approx(result.fun + w @ c, abs=1e-9)
 
 

@@ -17,10 +17,7 @@ def exact(tensor):
 
 
 def product(left, right):
-    return [
-        [sum(a * b for a, b in zip(row, col, strict=True)) for col in zip(*right, strict=True)]
-        for row in left
-    ]
+    return [[sum(a * b for a, b in zip(row, col, strict=True)) for col in zip(*right, strict=True)] for row in left]
 
 
 def affine_chain(seed, scale=1.0):

@@ -13,6 +13,7 @@ from torch import nn
 
 import certify
 from certify.search import PGD, PLANS
+from certify.threads import threads_for
 from certify.verdict import Status
 
 NORMS = ["linf", "l2", "l1"]
@@ -92,9 +93,7 @@ def test_counterexamples_replay_in_the_domain(name, norm):
     network, found = balanced(network, shape), 0
     for x in points_of(shape, 6, seed=22):
         label = label_of(network, x)
-        verdict = certify.verify(
-            network, x, label=label, eps=1.5, norm=norm, domain=(0, 1), method=LIGHT_PLANS["ibp"]
-        )
+        verdict = certify.verify(network, x, label=label, eps=1.5, norm=norm, domain=(0, 1), method=LIGHT_PLANS["ibp"])
         if verdict.status is Status.FALSIFIED:
             replays(network, verdict, x, 1.5, norm, domain=(0, 1))
             found += 1
@@ -154,16 +153,12 @@ def test_accuracy_counts_what_verify_says(norm):
     X = points_of((2,), 20, seed=24)
     y = np.array([label_of(PLANE, x) for x in X])
     y[:5] = (y[:5] + 1) % 3
-    report = certify.certified_accuracy(
-        PLANE, X, y, eps=0.1, norm=norm, domain=(0, 1), method=LIGHT_PLANS["auto"]
-    )
+    report = certify.certified_accuracy(PLANE, X, y, eps=0.1, norm=norm, domain=(0, 1), method=LIGHT_PLANS["auto"])
     assert report.clean == pytest.approx(15 / 20)
     assert report.certified <= report.attacked <= report.clean
     assert len(report) == 20
     for k in range(20):
-        verdict = certify.verify(
-            PLANE, X[k], label=y[k], eps=0.1, norm=norm, domain=(0, 1), method=LIGHT_PLANS["auto"]
-        )
+        verdict = certify.verify(PLANE, X[k], label=y[k], eps=0.1, norm=norm, domain=(0, 1), method=LIGHT_PLANS["auto"])
         if report.statuses[k] is Status.VERIFIED:
             assert verdict.status is Status.VERIFIED
             assert report.worst_margins[k] == pytest.approx(verdict.worst_margin, abs=1e-9)
@@ -176,10 +171,7 @@ def test_auto_certifies_what_any_method_certifies():
     X = points_of((4,), 60, seed=25)
     network = balanced(NETWORKS["deep"][0], (4,))
     y = np.array([label_of(network, x) for x in X])
-    proved = {
-        m: certify.certified_accuracy(network, X, y, eps=0.01, method=p).statuses
-        for m, p in LIGHT_PLANS.items()
-    }
+    proved = {m: certify.certified_accuracy(network, X, y, eps=0.01, method=p).statuses for m, p in LIGHT_PLANS.items()}
     for method in PLANS:
         assert all(proved["auto"][proved[method] == Status.VERIFIED] == Status.VERIFIED)
     assert Status.VERIFIED in proved["ibp"]
@@ -318,3 +310,18 @@ def test_bad_data_says_what_is_wrong(X, y, error, message):
 def test_a_label_out_of_range_of_one_output():
     with pytest.raises(certify.InvalidInputError, match="one output has the classes 0 and 1"):
         certify.verify(one_output(1.0, 0.0), [2.0], label=2, eps=0.1)
+
+
+def test_threads_are_the_caller_s_again_afterwards():
+    x = points_of((2,), 1, seed=31)[0]
+    torch.set_num_threads(2)
+    assert certify.verify(PLANE, x, label=label_of(PLANE, x), eps=0.001).status is Status.VERIFIED
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("work", "threads"), [(2**10, 1), (2**30, 2)])
+def test_small_problems_run_on_one_thread(work, threads):
+    torch.set_num_threads(2)
+    with threads_for(work):
+        assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
