@@ -19,9 +19,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise InvalidInputError(f"device={device!r} is not a torch device; pass 'cpu' or 'cuda'.") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            f"device={device!r} was asked for, but torch sees no CUDA device; pass device='cpu'."
-        )
+        raise DeviceError(f"device={device!r} was asked for, but torch sees no CUDA device; pass device='cpu'.")
     return resolved
 
 
@@ -30,13 +28,9 @@ def read_matrix(X: Any, name: str = "X") -> Tensor:
     array = _as_array(X, name)
     if array.ndim != 2:
         hint = " Pass X.reshape(-1, 1) for a single feature." if array.ndim == 1 else ""
-        raise InvalidInputError(
-            f"{name} has shape {array.shape}; a matrix (samples, features) is expected.{hint}"
-        )
+        raise InvalidInputError(f"{name} has shape {array.shape}; a matrix (samples, features) is expected.{hint}")
     if 0 in array.shape:
-        raise InvalidInputError(
-            f"{name} has shape {array.shape}; at least one sample and one feature are needed."
-        )
+        raise InvalidInputError(f"{name} has shape {array.shape}; at least one sample and one feature are needed.")
     return _as_tensor(array, name)
 
 
@@ -44,9 +38,7 @@ def read_targets(y: Any, n: int, loss: str) -> Tensor:
     """Targets (n, K): real for squared, -1 or +1 for logistic and hinge, rows of the simplex for softmax."""
     array = _as_array(y, "y")
     if array.ndim not in (1, 2) or len(array) != n or array.size == 0:
-        raise InvalidInputError(
-            f"y has shape {array.shape}; ({n},) or ({n}, outputs) is expected, as X has {n} rows."
-        )
+        raise InvalidInputError(f"y has shape {array.shape}; ({n},) or ({n}, outputs) is expected, as X has {n} rows.")
     if loss == "softmax":
         return _class_targets(array)
     targets = _as_tensor(array, "y")
@@ -104,29 +96,21 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
         try:
             return array.astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise InvalidTypeError(
-                f"{name} has entries that are not numbers ({error}); encode them first."
-            ) from error
-    raise InvalidTypeError(
-        f"{name} has entries of type {array.dtype}; real numbers are expected. Encode them first."
-    )
+            raise InvalidTypeError(f"{name} has entries that are not numbers ({error}); encode them first.") from error
+    raise InvalidTypeError(f"{name} has entries of type {array.dtype}; real numbers are expected. Encode them first.")
 
 
 def _as_tensor(array: np.ndarray, name: str) -> Tensor:
     values = torch.tensor(np.ascontiguousarray(array, dtype=np.float64))
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
-        raise InvalidInputError(
-            f"{name} has {bad} entries that are NaN or infinite; impute or drop them first."
-        )
+        raise InvalidInputError(f"{name} has {bad} entries that are NaN or infinite; impute or drop them first.")
     return values
 
 
 def _sign_targets(targets: Tensor, loss: str) -> Tensor:
     if targets.shape[1] != 1:
-        raise InvalidInputError(
-            f"y has {targets.shape[1]} columns; loss={loss!r} takes one. Use loss='softmax'."
-        )
+        raise InvalidInputError(f"y has {targets.shape[1]} columns; loss={loss!r} takes one. Use loss='softmax'.")
     found = torch.unique(targets)
     if len(found) == 1:
         raise InvalidInputError(f"y has one class only ({float(found[0]):g}); two classes are needed.")
@@ -159,9 +143,7 @@ def _class_targets(array: np.ndarray) -> Tensor:
 
 def _simplex_targets(targets: Tensor) -> Tensor:
     if bool((targets < 0).any()) or bool(((targets.sum(1) - 1).abs() > 1e-9).any()):
-        raise InvalidInputError(
-            "y has rows that are not probabilities; loss='softmax' expects rows >= 0 with sum 1."
-        )
+        raise InvalidInputError("y has rows that are not probabilities; loss='softmax' expects rows >= 0 with sum 1.")
     if int((targets.sum(0) > 0).sum()) < 2:
         raise InvalidInputError("y puts all its weight on one class; two or more are needed.")
     return targets

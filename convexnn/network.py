@@ -20,9 +20,7 @@ def to_torch(neurons: Neurons, *, hidden_bias: bool, output_bias: bool) -> nn.Se
             A=neurons.A.new_zeros((1, neurons.n_outputs)),
         )
     W, b = (neurons.W[:, :-1], neurons.W[:, -1]) if hidden_bias else (neurons.W, None)
-    return nn.Sequential(
-        _linear(W, b), nn.ReLU(), _linear(neurons.A.T, neurons.bias if output_bias else None)
-    )
+    return nn.Sequential(_linear(W, b), nn.ReLU(), _linear(neurons.A.T, neurons.bias if output_bias else None))
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -43,21 +41,15 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 def layers_of(network: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     """The two linear layers of a module that computes Linear, ReLU, Linear, however it is written."""
     if not isinstance(network, nn.Module):
-        raise UnsupportedNetworkError(
-            f"got {type(network).__name__}, which is no torch module; expected {_EXPECTED}."
-        )
+        raise UnsupportedNetworkError(f"got {type(network).__name__}, which is no torch module; expected {_EXPECTED}.")
     try:
         traced = fx.symbolic_trace(network)
     except Exception as error:
-        raise UnsupportedNetworkError(
-            f"the module cannot be traced ({error}); expected {_EXPECTED}."
-        ) from error
+        raise UnsupportedNetworkError(f"the module cannot be traced ({error}); expected {_EXPECTED}.") from error
     found = [part for node in traced.graph.nodes if (part := _part(node, traced)) is not None]
     kinds = ["ReLU" if part == "relu" else "Linear" for part in found]
     if kinds != ["Linear", "ReLU", "Linear"]:
-        raise UnsupportedNetworkError(
-            f"the module computes {', '.join(kinds) or 'nothing'}; expected {_EXPECTED}."
-        )
+        raise UnsupportedNetworkError(f"the module computes {', '.join(kinds) or 'nothing'}; expected {_EXPECTED}.")
     first, last = found[0], found[2]
     if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
         raise UnsupportedNetworkError(f"expected {_EXPECTED}.")
@@ -80,9 +72,7 @@ def _module_part(module: nn.Module) -> "nn.Linear | str | None":
         return module
     if isinstance(module, nn.ReLU):
         return "relu"
-    if isinstance(module, (nn.Identity, nn.Flatten)) or (
-        isinstance(module, nn.Dropout) and not module.training
-    ):
+    if isinstance(module, (nn.Identity, nn.Flatten)) or (isinstance(module, nn.Dropout) and not module.training):
         return None
     if isinstance(module, nn.Dropout):
         raise UnsupportedNetworkError("the module has Dropout in training mode; call network.eval() first.")

@@ -27,6 +27,7 @@ class Neurons:
         return self.A.shape[1]
 
     def __call__(self, X: Float[Tensor, "n d"]) -> Float[Tensor, "n K"]:
+        """f(x) for each row x of X."""
         return torch.relu(X @ self.W.T) @ self.A + self.bias
 
     def to(self, target: torch.device | torch.dtype) -> "Neurons":

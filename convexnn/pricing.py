@@ -124,9 +124,7 @@ def ascend(
     return evaluate(X, V, torch.cat([start.U[:1], Z]))
 
 
-def _newton_step(
-    X: Tensor, V: Tensor, Z: Tensor, width: float, pairs: ColumnPairs | None
-) -> tuple[Tensor, float]:
+def _newton_step(X: Tensor, V: Tensor, Z: Tensor, width: float, pairs: ColumnPairs | None) -> tuple[Tensor, float]:
     square = (Z * Z).sum(1, keepdim=True)
     E2 = width**2 * square
     T = Z @ X.T
@@ -198,8 +196,8 @@ def _merit(Z: Tensor, T: Tensor, SV: Tensor, E2: Tensor) -> Tensor:
 
 def distinct(candidates: Candidates, limit: int, cosine: float = 0.9999) -> Candidates:
     """The best candidates that differ in direction, or point to different outputs."""
-    same = (candidates.U @ candidates.U.T > cosine) & (candidates.B @ candidates.B.T > 0.5)
-    same = same.cpu().numpy()
+    same = (cosine < candidates.U @ candidates.U.T) & (candidates.B @ candidates.B.T > 0.5)
+    same = alike.cpu().numpy()
     chosen: list[int] = []
     for j in range(len(candidates)):
         if len(chosen) == limit:
@@ -285,8 +283,8 @@ def search(
     half_V = half_V / tiny if tiny > 0 else half_V
 
     def climb(U: Tensor) -> Candidates:
-        options = {"scale": scale, "levels": effort.levels, "steps": effort.steps, "pairs": half_pairs}
-        return evaluate(X, V, ascend(half, half_V, U.float(), **options).U.to(X.dtype))
+        found = ascend(half, half_V, U.float(), scale=scale, levels=effort.levels, steps=effort.steps, pairs=half_pairs)
+        return evaluate(X, V, found.U.to(X.dtype))
 
     elite = climb(starts)
     if known is not None and len(known):

@@ -20,7 +20,7 @@ from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem, Reduction, reduce_to_rank
 from convexnn.result import OptimalityGap, Status, TraceEntry, TrainingResult, relative_gap
 from convexnn.solvers.loop import Answer, Limits, solve
-from convexnn.solvers.sliding import SlidingFrankWolfe
+from convexnn.solvers.sliding import CONFIRMATION, SlidingFrankWolfe
 
 METHODS = ("global",)
 
@@ -209,7 +209,14 @@ def _best_bound(task: _Task, neurons: Neurons, objective: float, limits: Limits,
     bias = problem.loss.optimal_bias(restricted(problem.X)) if problem.output_bias else 0.0
     V = problem.dual_point(restricted(problem.X) + bias)
     generator = torch.Generator().manual_seed(seed)
-    own = judge(problem, V, restricted, effort=SlidingFrankWolfe().confirmation, generator=generator, pairs=ColumnPairs.fit(problem.X))
+    own = judge(
+        problem,
+        V,
+        restricted,
+        effort=CONFIRMATION,
+        generator=generator,
+        pairs=ColumnPairs.fit(problem.X),
+    )
     if relative_gap(objective, own.bound, problem.floor()) <= limits.tol:
         return own.bound
     answer = solve(problem, SlidingFrankWolfe(), start=None, limits=limits, seed=seed)
@@ -219,9 +226,7 @@ def _best_bound(task: _Task, neurons: Neurons, objective: float, limits: Limits,
 
 def _check_method(method: str, dtype: torch.dtype) -> None:
     if method not in METHODS:
-        raise InvalidInputError(
-            f"method={method!r} is not known; choose one of {', '.join(map(repr, METHODS))}."
-        )
+        raise InvalidInputError(f"method={method!r} is not known; choose one of {', '.join(map(repr, METHODS))}.")
     if dtype not in (torch.float64, torch.float32):
         raise InvalidInputError(f"dtype={dtype} is not supported; pass torch.float64 or torch.float32.")
 
@@ -249,9 +254,7 @@ def _warm_start(task: _Task, network: nn.Module) -> Neurons:
     if task.hidden_bias and first.bias is None:
         neurons = replace(neurons, W=torch.cat([neurons.W, torch.zeros_like(neurons.W[:, :1])], 1))
     if not task.hidden_bias and first.bias is not None:
-        raise InvalidInputError(
-            "warm_start has a first-layer bias, but hidden_bias=False; pass hidden_bias=True."
-        )
+        raise InvalidInputError("warm_start has a first-layer bias, but hidden_bias=False; pass hidden_bias=True.")
     _check_fits(neurons, task.full)
     return task.reduction.restrict(neurons)
 
@@ -282,9 +285,7 @@ def _seed(random_state: Any) -> int:
         return int(random_state.integers(2**31))
     if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**32:
         return int(random_state)
-    raise InvalidInputError(
-        f"random_state={random_state!r}; None, an integer in [0, 2^32) or a numpy generator."
-    )
+    raise InvalidInputError(f"random_state={random_state!r}; None, an integer in [0, 2^32) or a numpy generator.")
 
 
 @contextmanager
@@ -304,9 +305,7 @@ def _progress_bar(show: bool, limits: Limits) -> Iterator[Any]:
         yield report
 
 
-def _result(
-    task: _Task, data: Tensor, answer: Answer, names: tuple[str, str], started: float
-) -> TrainingResult:
+def _result(task: _Task, data: Tensor, answer: Answer, names: tuple[str, str], started: float) -> TrainingResult:
     neurons = task.reduction.lift(answer.neurons).to(torch.device("cpu"))
     network = to_torch(neurons, hidden_bias=task.hidden_bias, output_bias=task.full.output_bias)
     on_cpu = replace(task, full=task.full.to(torch.device("cpu")))

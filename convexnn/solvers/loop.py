@@ -137,9 +137,7 @@ def _rounds(
         run.rounds_without_gain = 0 if gained else run.rounds_without_gain + 1
 
 
-def _confirm(
-    run: _Run, solver: SlidingFrankWolfe, V: Tensor, state: SlidingState, fresh: torch.Generator
-) -> Judgement:
+def _confirm(run: _Run, solver: SlidingFrankWolfe, V: Tensor, state: SlidingState, fresh: torch.Generator) -> Judgement:
     problem = run.problem
     # A neuron with this value brings the bound below what tol demands, to first order.
     share = run.objective * (1 - run.limits.tol) / max(run.bound, 1e-300)

@@ -5,8 +5,8 @@ min L(sum_j s_j (X z_j)_+ + b) + weight_decay sum_j ||z_j||.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -16,9 +16,6 @@ from convexnn.neurons import Neurons
 from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem
 from convexnn.solvers.smoothing import Activations, Levels, dual_slope, squared_widths
-
-_DENSE_LIMIT = 1100  # unknowns up to which the Newton system is factorised
-
 
 Duals = tuple[Tensor, Tensor | None]  # of the neurons' kinks, and of the loss's own
 
@@ -106,10 +103,7 @@ def _newton_direction(
     G = wd * point.Z / point.norms[:, None] - (V * active) @ X
     g_bias = -V.sum() if setting.problem.output_bias else None
     kinks = 0.5 * (-V * setting.signs).clamp(min=0.0) * dual_slope(W, R, point.act.Q)
-    if point.Z.numel() <= _DENSE_LIMIT:
-        P, p_bias = _solve_dense(X, (active, h, kinks), (point, wd), (G, g_bias), pairs)
-    else:
-        P, p_bias = _solve_iterative(X, (active, h, kinks), (point, wd), (G, g_bias), pairs)
+    P, p_bias = _conjugate_gradients(X, (active, h, kinks), (point, wd), (G, g_bias), pairs)
     slope = float((G * P).sum()) + (float(g_bias * p_bias) if g_bias is not None else 0.0)
     return (P, p_bias), slope
 
@@ -126,45 +120,7 @@ def _blocks(X: Tensor, curvature: Tensor, point: _Point, wd: float, pairs: Colum
     return blocks
 
 
-def _solve_dense(
-    X: Tensor,
-    curvatures: tuple[Tensor, Tensor, Tensor],
-    scaled: tuple[_Point, float],
-    gradient: tuple[Tensor, Tensor | None],
-    pairs: ColumnPairs | None,
-) -> tuple[Tensor, Tensor]:
-    active, h, kinks = curvatures
-    G, g_bias = gradient
-    (k, d), n = G.shape, len(h)
-    root = h.sqrt()
-    J = ((active * root)[:, None, :] * X.T).reshape(k * d, n)
-    if g_bias is not None:
-        J = torch.cat([J, root[None]])
-    H = _lower_gram(J)
-    blocks = _blocks(X, kinks, *scaled, pairs)
-    for j in range(k):
-        H[j * d : (j + 1) * d, j * d : (j + 1) * d] += blocks[j]
-    H.diagonal().add_(1e-12 * H.diagonal().mean())
-    g = G.reshape(-1) if g_bias is None else torch.cat([G.reshape(-1), g_bias[None]])
-    factor, info = torch.linalg.cholesky_ex(H)
-    if int(info) != 0:
-        H.diagonal().add_(1e-8 * H.diagonal().mean())
-        factor, _ = torch.linalg.cholesky_ex(H)
-    p = -torch.cholesky_solve(g[:, None], factor)[:, 0]
-    return p[: k * d].reshape(k, d), p[k * d :] if g_bias is not None else p.new_zeros(1)
-
-
-def _lower_gram(J: Tensor, blocks: int = 6) -> Tensor:
-    """J J' in its lower triangle, which is all that a Cholesky factorisation reads."""
-    m = len(J)
-    H = J.new_zeros((m, m))
-    edges = [m * i // blocks for i in range(blocks + 1)]
-    for low, high in pairwise(edges):
-        H[low:high, :high] = J[low:high] @ J[:high].T
-    return H
-
-
-def _solve_iterative(
+def _conjugate_gradients(
     X: Tensor,
     curvatures: tuple[Tensor, Tensor, Tensor],
     scaled: tuple[_Point, float],
@@ -173,18 +129,19 @@ def _solve_iterative(
     max_steps: int = 60,
 ) -> tuple[Tensor, Tensor]:
     """Conjugate gradients, preconditioned by the diagonal blocks and by the bias' own curvature."""
-    active, h, kinks = curvatures
-    G, g_bias = gradient
+    active, h, kinks = (part.float() for part in curvatures)
     point, wd = scaled
-    norms, unit = point.norms[:, None], point.Z / point.norms[:, None]
+    G, g_bias = gradient[0].float(), None if gradient[1] is None else gradient[1].float()
+    norms, unit = point.norms[:, None].float(), (point.Z / point.norms[:, None]).float()
     with_bias = g_bias is not None
-    inverse = _block_preconditioner(X, kinks + active * active * h, point, wd, pairs)
+    inverse = _block_preconditioner(X, curvatures[2] + curvatures[0] ** 2 * curvatures[1], point, wd, pairs)
     bias_inverse = 1.0 / h.sum()
+    single = X.float()
 
     def product(P: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        TP = P @ X.T
+        TP = P @ single.T
         y = h * ((active * TP).sum(0) + p)
-        out = (active * y + kinks * TP) @ X
+        out = (active * y + kinks * TP) @ single
         out += (wd / norms) * (P - unit * (unit * P).sum(1, keepdim=True))
         return out, y.sum()[None] if with_bias else torch.zeros_like(p)
 
@@ -197,7 +154,7 @@ def _solve_iterative(
     first = rz
     for _ in range(max_steps):
         Ap, Apb = product(p, pb)
-        step = rz / ((p * Ap).sum() + (pb * Apb).sum()).clamp(min=1e-300)
+        step = rz / ((p * Ap).sum() + (pb * Apb).sum()).clamp(min=1e-37)
         x, xb, r, rb = x + step * p, xb + step * pb, r - step * Ap, rb - step * Apb
         y, yb = inverse(r), rb * bias_inverse
         new = (r * y).sum() + (rb * yb).sum()
@@ -205,18 +162,21 @@ def _solve_iterative(
             break
         p, pb = y + (new / rz) * p, yb + (new / rz) * pb
         rz = new
-    return x, xb
+    return x.to(X.dtype), xb.to(X.dtype)
 
 
-def _block_preconditioner(X: Tensor, curvature: Tensor, point: _Point, wd: float, pairs: ColumnPairs | None):  # noqa: ANN202
+def _block_preconditioner(
+    X: Tensor, curvature: Tensor, point: _Point, wd: float, pairs: ColumnPairs | None
+) -> Callable[[Tensor], Tensor]:
     if pairs is None:
         diagonal = curvature @ (X * X) + (wd / point.norms)[:, None]
-        return lambda r: r / diagonal
+        inverse_diagonal = diagonal.reciprocal().float()
+        return lambda r: r * inverse_diagonal
     blocks = _blocks(X, curvature, point, wd, pairs)
     diagonal = blocks.diagonal(dim1=1, dim2=2)
     diagonal += 1e-12 * diagonal.mean()
-    factor, _ = torch.linalg.cholesky_ex(blocks)
-    return lambda r: torch.cholesky_solve(r[:, :, None], factor)[:, :, 0]
+    inverse = torch.linalg.inv(blocks).float()
+    return lambda r: torch.bmm(inverse, r[:, :, None])[:, :, 0]
 
 
 def _advance(

@@ -98,7 +98,12 @@ def _newton_direction(
     precondition = _preconditioner(problem, point, block_curvature, pairs)
     # Single precision is enough for a direction: its tolerance is a hundredth.
     X, A, V, H = X.float(), A.float(), V.float(), point.H.float()
-    slopes, kinks, curvature, loss = slopes.float(), kinks.float(), curvature.float(), problem.to(torch.float32).loss
+    slopes, kinks, curvature, loss = (
+        slopes.float(),
+        kinks.float(),
+        curvature.float(),
+        problem.to(torch.float32).loss,
+    )
 
     def product(P: Tensor, q: Tensor, b: Tensor) -> Block:
         TP = P @ X.T
@@ -129,9 +134,7 @@ def _preconditioner(
     return apply
 
 
-def _block_inverse(
-    X: Tensor, curvature: Tensor, wd: float, pairs: ColumnPairs | None
-) -> Callable[[Tensor], Tensor]:
+def _block_inverse(X: Tensor, curvature: Tensor, wd: float, pairs: ColumnPairs | None) -> Callable[[Tensor], Tensor]:
     if pairs is None:
         diagonal = curvature @ (X * X) + wd
         return lambda r: r / diagonal.float()

@@ -10,23 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from convexnn.duality import judge
 from convexnn.neurons import Neurons, no_neurons, unit_rows
 from convexnn.pricing import Candidates, ColumnPairs, Effort, distinct
-from convexnn.duality import judge
 from convexnn.problem import Problem
 from convexnn.solvers.amplitudes import group_amplitudes, signed_amplitudes
 from convexnn.solvers.slide_scalar import slide_scalar
 from convexnn.solvers.slide_vector import slide_vector
 from convexnn.solvers.smoothing import Levels
 
+EARLY = Effort(generations=0, levels=(3e-2, 3e-3, 1e-3, 1e-4))
+ROUND = Effort()
+CONFIRMATION = Effort(n_starts=768, hops=576, generations=16, patience=4, n_elite=300)
 
-import os
-ENOUGH=float(os.environ.get("ENOUGH","0.1"))
-SMOOTH=float(os.environ.get("SMOOTH","8"))
-CAP=float(os.environ.get("CAP","0.3"))
-FACTOR=float(os.environ.get("FACTOR","0.1"))
-from convexnn.solvers import slide_scalar as _ss
-_ss._DENSE_LIMIT=int(os.environ.get("DENSE","1100"))
 
 @dataclass(frozen=True)
 class SlidingState:
@@ -44,12 +40,13 @@ class SlidingState:
 class SlidingFrankWolfe:
     """The method behind ``method="global"``; every member is a setting."""
 
-    early: Effort = Effort(generations=0, levels=(3e-2, 3e-3, 1e-3, 1e-4))
-    effort: Effort = Effort()
-    confirmation: Effort = Effort(n_starts=768, hops=384, generations=12, patience=3, n_elite=300)
+    early: Effort = EARLY
+    effort: Effort = ROUND
+    confirmation: Effort = CONFIRMATION
     n_added: int = 30
     n_pool: int = 60
-    end_level: float = 1e-8
+    end_level: float = 1e-8  # finest relative smoothing of a slide
+    accuracy: float = 0.1  # smoothing error that a slide may leave, as a share of the gap
 
     def init(self, problem: Problem, start: Neurons | None) -> SlidingState:
         """The best constant network, or the balanced start."""
@@ -81,7 +78,7 @@ class SlidingFrankWolfe:
         violators = violators.take(violators.values > problem.weight_decay * (1 + 1e-9))
         violators = violators.take(slice(self.n_added))
         # Smoothing raises a loss with kinks by at most half this width, and leaves V in the dual domain.
-        problem = problem.smoothed(min(SMOOTH * state.gap * state.objective, CAP))
+        problem = problem.smoothed(min(8 * state.gap * state.objective, 0.3))
         neurons = self._amplitudes(problem, state, violators)
         if len(neurons) == 0:
             V = problem.dual_point(neurons(problem.X))
@@ -93,7 +90,7 @@ class SlidingFrankWolfe:
     def _levels(self, state: SlidingState) -> Levels:
         if state.first:
             return Levels(1e-1, 1e-3)
-        return Levels(min(1e-2, 0.3 * state.gap), self.end_level, ENOUGH * state.gap * state.objective, FACTOR)
+        return Levels(min(1e-2, 0.3 * state.gap), self.end_level, self.accuracy * state.gap * state.objective)
 
     def _amplitudes(self, problem: Problem, state: SlidingState, violators: Candidates) -> Neurons:
         neurons, wd = state.neurons, problem.weight_decay

@@ -17,7 +17,7 @@ class Levels:
     start: float
     end: float
     enough: float = 0.0
-    factor: float = 0.2
+    factor: float = 0.1
 
     def next(self, level: float, error: float) -> float | None:
         """The next level, or None after the last."""
@@ -53,9 +53,7 @@ def squared_widths(norms: Float[Tensor, " k"], level: float, scale: float) -> Fl
     return ((level * scale) * torch.maximum(norms, 1e-3 * norms.max()))[:, None] ** 2
 
 
-def dual_slope(
-    W: Float[Tensor, "k n"], R: Float[Tensor, "k n"], Q: Float[Tensor, "k n"]
-) -> Float[Tensor, "k n"]:
+def dual_slope(W: Float[Tensor, "k n"], R: Float[Tensor, "k n"], Q: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
     """(1 - W R) / Q: the curvature that the dual variable W of a kink gives it.
 
     With W = R this is the curvature E^2 / Q^3 of the smoothed kink. Carrying W along as a variable
