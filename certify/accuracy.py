@@ -128,7 +128,7 @@ def certified_accuracy(
 def _batch_size(problem: Problem) -> int:
     widest = max(prod(node.shape) for node in problem.graph.nodes)
     entries = widest * problem.margins.rows.shape[1]
-    return max(1, min(_LARGEST_BATCH, _ENTRIES // entries))
+    return max(1, min(_LARGEST_BATCH, len(problem), _ENTRIES // entries))
 
 
 def _clean(problem: Problem) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 
 # Multiplications in the largest product below which threads wait for each other longer than they work;
 # on a machine with other load, by an order of magnitude.
-_WORTH_THREADS = 2**24
+_WORTH_THREADS = 2**26
 
 
 @contextmanager

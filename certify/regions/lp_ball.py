@@ -17,6 +17,9 @@ from certify.rounding import cast_down, cast_up, down, gamma, up
 
 NORMS = ("linf", "l2", "l1")
 
+# Rows that the whole batch shares become rows of every input in a domain: this many entries at a time.
+_CHUNK = 2**20
+
 
 @dataclass(frozen=True, eq=False)
 class LpBall(AbstractRegion):
@@ -76,7 +79,11 @@ class LpBall(AbstractRegion):
             return self._box.minimum(rows, inputs)
         if inputs is not None:
             return self.select(inputs).minimum(rows)
-        reach = self._reach_in_domain(rows) if self._clipped else self.eps * _dual_norm(rows, self.norm)
+        if self._clipped:
+            size = max(1, _CHUNK // self.centre.numel())
+            reach = torch.cat([self._reach_in_domain(part) for part in rows.split(size, 1)], 1)
+        else:
+            reach = self.eps * _dual_norm(rows, self.norm)
         return self._rounded(rows, reach)
 
     @cached_property
