@@ -196,7 +196,7 @@ def _merit(Z: Tensor, T: Tensor, SV: Tensor, E2: Tensor) -> Tensor:
 
 def distinct(candidates: Candidates, limit: int, cosine: float = 0.9999) -> Candidates:
     """The best candidates that differ in direction, or point to different outputs."""
-    same = (cosine < candidates.U @ candidates.U.T) & (candidates.B @ candidates.B.T > 0.5)
+    alike = (cosine < candidates.U @ candidates.U.T) & (candidates.B @ candidates.B.T > 0.5)
     same = alike.cpu().numpy()
     chosen: list[int] = []
     for j in range(len(candidates)):
