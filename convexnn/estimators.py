@@ -1,7 +1,8 @@
 """scikit-learn estimators around :func:`convexnn.train`.
 
 Thin on purpose: they check the data, bring it into one canonical order, call the trainer and keep
-its answer. Everything about optimality is in ``result_``.
+its answer. Everything about optimality is in ``result_``. As scikit-learn asks, hyperparameters are
+only stored on construction; ``fit`` checks them.
 """
 
 from typing import Any
@@ -109,15 +110,15 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
     def __init__(
         self,
         *,
-        weight_decay: float = 1e-3,
-        method: str = "global",
-        hidden_bias: bool = True,
-        output_bias: bool = True,
-        tol: float = 1e-4,
-        max_seconds: float | None = None,
-        device: str = "cpu",
+        weight_decay: Any = 1e-3,
+        method: Any = "global",
+        hidden_bias: Any = True,
+        output_bias: Any = True,
+        tol: Any = 1e-4,
+        max_seconds: Any = None,
+        device: Any = "cpu",
         random_state: Any = None,
-        verbose: bool = False,
+        verbose: Any = False,
     ) -> None:
         self.weight_decay = weight_decay
         self.method = method
@@ -206,16 +207,16 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
     def __init__(
         self,
         *,
-        loss: str = "auto",
-        weight_decay: float = 1e-3,
-        method: str = "global",
-        hidden_bias: bool = True,
-        output_bias: bool = True,
-        tol: float = 1e-4,
-        max_seconds: float | None = None,
-        device: str = "cpu",
+        loss: Any = "auto",
+        weight_decay: Any = 1e-3,
+        method: Any = "global",
+        hidden_bias: Any = True,
+        output_bias: Any = True,
+        tol: Any = 1e-4,
+        max_seconds: Any = None,
+        device: Any = "cpu",
         random_state: Any = None,
-        verbose: bool = False,
+        verbose: Any = False,
     ) -> None:
         self.loss = loss
         self.weight_decay = weight_decay
