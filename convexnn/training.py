@@ -21,6 +21,7 @@ from convexnn.problem import Problem, Reduction, reduce_to_rank
 from convexnn.result import OptimalityGap, Status, TraceEntry, TrainingResult, relative_gap
 from convexnn.solvers.loop import Answer, Limits, solve
 from convexnn.solvers.sliding import CONFIRMATION, SlidingFrankWolfe
+from convexnn.threads import threads_for
 
 METHODS = ("global",)
 
@@ -120,7 +121,7 @@ def train(
     task = _task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)
     start = None if warm_start is None else _warm_start(task, warm_start)
     limits = _limits(tol, max_seconds, max_rounds)
-    with torch.no_grad(), _progress_bar(progress, limits) as report:
+    with torch.no_grad(), threads_for(task.reduced), _progress_bar(progress, limits) as report:
         answer = solve(
             task.reduced,
             SlidingFrankWolfe(),
@@ -189,7 +190,7 @@ def optimality_gap(
     balanced = given.balanced()
     objective = task.full.objective(balanced)
     limits = _limits(tol, max_seconds, 200)
-    with torch.no_grad():
+    with torch.no_grad(), threads_for(task.reduced):
         bound = _best_bound(task, balanced, objective, limits, _seed(random_state))
     seconds = time.perf_counter() - started
     return OptimalityGap(
