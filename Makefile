@@ -34,8 +34,10 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 demo: $(READY)
 	@$(BIN)/convexnn demo --out demo-report
 
+# One thread for each of several workers: the tests' problems are small, and threads that wait for
+# each other on a shared machine made them ten times slower.
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
