@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -60,7 +60,7 @@ class AbstractLoss(abc.ABC):
     def balance(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         """A point of the domain near V with 1'V = 0, as an unregularised output bias demands."""
 
-    def smoothed(self, mu: float) -> Self:
+    def smoothed(self, mu: float) -> "AbstractLoss":
         """A twice differentiable loss within mu/2 above this one; smooth losses return themselves."""
         del mu
         return self
