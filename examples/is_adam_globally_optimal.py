@@ -14,6 +14,7 @@ from convexnn import optimality_gap, train
 WEIGHT_DECAY = 1e-2
 WIDTH = 100
 STEPS = 1200
+torch.set_num_threads(1)  # for a problem of this size two threads would only wait for each other
 
 X, labels = load_breast_cancer(return_X_y=True)
 X = (X - X.mean(axis=0)) / X.std(axis=0)
