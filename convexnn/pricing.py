@@ -8,16 +8,14 @@ The ascent smooths the kink of the ReLU, r_E(t) = (t + sqrt(t^2 + E^2)) / 2, min
 zero. Its stationary points are z = M u.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from convexnn.neurons import Neurons, unit_rows
 
-_DIRECT_LIMIT = 32  # columns up to which factorising a batch of Hessians beats conjugate gradients
 _PAIR_BUDGET = 24_000_000  # numbers held for the products of columns; beyond it, conjugate gradients
 
 
@@ -40,7 +38,7 @@ class Candidates:
         """The same candidates in another precision."""
         return Candidates(self.U.to(target), self.B.to(target), self.values.to(target))
 
-    def take(self, index: Int[Tensor, " m"] | slice) -> "Candidates":
+    def take(self, index: Int[Tensor, " m"] | Bool[Tensor, " S"] | slice) -> "Candidates":
         """A subset, in the order given."""
         return Candidates(self.U[index], self.B[index], self.values[index])
 
@@ -49,14 +47,15 @@ class Candidates:
 class Effort:
     """How hard to search: smoothing levels of a climb, numbers of starts, generations of hops."""
 
-    n_starts: int = 192
-    hops: int = 192
+    n_starts: int = 64
+    hops: int = 256
     generations: int = 1
     patience: int = 1
     progress: float = 1e-5  # a smaller relative gain of the best counts as none
     n_elite: int = 150
     levels: tuple[float, ...] = (3e-2, 3e-3, 3e-4, 1e-5)
     steps: int = 2
+    survivors: float = 0.6  # of the starts that go on to the next level
     n_polished: int = 60
     polish: tuple[float, ...] = (1e-4, 1e-6, 1e-8)
 
@@ -69,20 +68,12 @@ class ColumnPairs:
         self._rows, self._columns = torch.triu_indices(d, d, device=X.device)
         self._products = X[:, self._rows] * X[:, self._columns]
         self._d = d
-        self._single: ColumnPairs | None = None
 
     @staticmethod
     def fit(X: Float[Tensor, "n d"]) -> "ColumnPairs | None":
         """The products, or None where they would take too much memory."""
         n, d = X.shape
         return ColumnPairs(X) if n * d * (d + 1) // 2 <= _PAIR_BUDGET else None
-
-    def single(self) -> "ColumnPairs":
-        """The same products in single precision."""
-        if self._single is None:
-            self._single = copy.copy(self)
-            self._single._products = self._products.float()
-        return self._single
 
     def hessians(self, H: Float[Tensor, "S n"]) -> Float[Tensor, "S d d"]:
         """X' diag(h) X for each row h of H."""
@@ -278,13 +269,16 @@ def search(
     """
 
     half, half_V = X.float(), V.float()
-    half_pairs = pairs.single() if pairs is not None and X.shape[1] <= _DIRECT_LIMIT else None
     tiny = float(half_V.abs().max())  # values far below one would underflow in single precision
     half_V = half_V / tiny if tiny > 0 else half_V
 
     def climb(U: Tensor) -> Candidates:
-        found = ascend(half, half_V, U.float(), scale=scale, levels=effort.levels, steps=effort.steps, pairs=half_pairs)
-        return evaluate(X, V, found.U.to(X.dtype))
+        U = U.float()
+        for level in effort.levels:
+            found = ascend(half, half_V, U, scale=scale, levels=(level,), steps=effort.steps)
+            # Starts that met go on as one, and of the others the better part.
+            U = distinct(found, max(32, int(effort.survivors * len(found))), 0.99999).U
+        return evaluate(X, V, U.to(X.dtype))
 
     elite = climb(starts)
     if known is not None and len(known):

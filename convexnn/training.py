@@ -20,7 +20,7 @@ from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem, Reduction, reduce_to_rank
 from convexnn.result import OptimalityGap, Status, TraceEntry, TrainingResult, relative_gap
 from convexnn.solvers.loop import Answer, Limits, solve
-from convexnn.solvers.sliding import CONFIRMATION, SlidingFrankWolfe
+from convexnn.solvers.sliding import SlidingFrankWolfe, confirmation_effort
 from convexnn.threads import threads_for
 
 METHODS = ("global",)
@@ -214,7 +214,7 @@ def _best_bound(task: _Task, neurons: Neurons, objective: float, limits: Limits,
         problem,
         V,
         restricted,
-        effort=CONFIRMATION,
+        effort=confirmation_effort(problem),
         generator=generator,
         pairs=ColumnPairs.fit(problem.X),
     )

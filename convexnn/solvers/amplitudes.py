@@ -27,10 +27,13 @@ def signed_amplitudes(
         g = weight_decay - features.T @ V
         free = (a > 1e-12) | (g < -1e-12)
         residual = torch.where(a > 0, g, g.clamp(max=0.0)).abs().max()
-        if residual < 1e-9 * weight_decay and (b is None or abs(float(V.sum())) < 1e-12):
+        if residual < 1e-8 * weight_decay and (b is None or abs(float(V.sum())) < 1e-12):
             break
         h = loss.curvature(F, dual)[:, 0]
         step, b_step = _newton_direction(features[:, free], h, g[free], V, ridge, b is not None)
+        decrement = -float(g[free] @ step) - (0.0 if b_step is None else -float(V.sum() * b_step))
+        if decrement < 1e-13 * abs(value) and ridge == _RIDGE:
+            break
         moved = _projected_search(features, loss, weight_decay, (a, b, value), (free, g, step, b_step))
         if moved is None:
             dual, ridge = loss.initial_dual(F), 1e3 * ridge

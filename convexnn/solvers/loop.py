@@ -145,7 +145,7 @@ def _confirm(run: _Run, solver: SlidingFrankWolfe, V: Tensor, state: SlidingStat
         problem,
         V,
         state.neurons.to(torch.float64),
-        effort=solver.confirmation,
+        effort=solver.confirming(problem),
         generator=fresh,
         known=state.candidates.U.double(),
         pairs=ColumnPairs.fit(problem.X),

@@ -19,8 +19,10 @@ from convexnn.solvers.slide_scalar import slide_scalar
 from convexnn.solvers.slide_vector import slide_vector
 from convexnn.solvers.smoothing import Levels
 
-EARLY = Effort(generations=0, levels=(3e-2, 3e-3, 1e-3, 1e-4))
+EARLY = Effort(n_starts=192, generations=0, levels=(3e-2, 3e-3, 1e-3, 1e-4))
 ROUND = Effort()
+_LARGE = 2_000_000  # entries of X above which a confirmation makes fewer, still fresh, starts
+LARGE_CONFIRMATION = Effort(n_starts=384, hops=192, generations=6, patience=2, n_elite=300)
 CONFIRMATION = Effort(n_starts=768, hops=576, generations=16, patience=4, n_elite=300)
 
 
@@ -36,13 +38,18 @@ class SlidingState:
     objective: float = 0.0
 
 
+def confirmation_effort(problem: Problem) -> Effort:
+    """Several times as many fresh starts as a round has."""
+    return LARGE_CONFIRMATION if problem.X.numel() > _LARGE else CONFIRMATION
+
+
 @dataclass(frozen=True)
 class SlidingFrankWolfe:
     """The method behind ``method="global"``; every member is a setting."""
 
     early: Effort = EARLY
     effort: Effort = ROUND
-    confirmation: Effort = CONFIRMATION
+    confirmation: Effort | None = None  # None: by the size of the problem
     n_added: int = 30
     n_pool: int = 60
     end_level: float = 1e-8  # finest relative smoothing of a slide
@@ -69,6 +76,10 @@ class SlidingFrankWolfe:
             pairs=pairs,
         )
         return replace(state, candidates=judgement.candidates)
+
+    def confirming(self, problem: Problem) -> Effort:
+        """How hard the judge searches before a gap counts as confirmed."""
+        return self.confirmation or confirmation_effort(problem)
 
     def improve(
         self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None, deadline: float = float("inf")
