@@ -25,7 +25,7 @@ class Case:
     classes: tuple[str, ...]
     weight_decay: float
     tol: float
-    max_seconds: float  # for training; judging Adam's network gets half of it
+    max_seconds: float  # for training; judging Adam's network gets a quarter of it
     eps: tuple[float, ...]  # radii of the l_inf balls
     eps_unit: str
     domain: tuple[float, float] | None = None
