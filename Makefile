@@ -63,7 +63,7 @@ examples: $(READY)
 	@set -e; for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 bench: $(READY)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for name in bounds training; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
 clean:
 	rm -rf build dist site demo-report .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
