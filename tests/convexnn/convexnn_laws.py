@@ -1,11 +1,11 @@
 """Laws that every member obeys. They raise `AssertionError` where a member does not."""
 
 import torch
+from convexnn_cases import normal
 from torch import Tensor
 
 from convexnn.losses import AbstractLoss
 from convexnn.neurons import Neurons
-from convexnn_cases import normal
 
 
 def directional(function, F: Tensor, dF: Tensor, step: float = 1e-5) -> Tensor:

@@ -12,10 +12,10 @@ from itertools import combinations, product
 import cvxpy as cp
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar, root
+from convexnn_cases import cvxpy_loss
+from scipy.optimize import minimize, minimize_scalar, root
 
 from convexnn.problem import Problem
-from convexnn_cases import cvxpy_loss
 
 ACCURATE = {"tol_gap_abs": 1e-9, "tol_gap_rel": 1e-9, "tol_feas": 1e-9, "max_iter": 500}
 
@@ -106,27 +106,35 @@ def dual_value(name: str, V: np.ndarray, Y: np.ndarray, c: np.ndarray) -> float:
     return float(-c @ (q * np.log(q) + (1 - q) * np.log(1 - q)))
 
 
-def circle_bracket(problem: Problem, rounds: int = 15, m: int = 100_000) -> tuple[float, float]:
+def circle_bracket(problem: Problem, rounds: int = 20, m: int = 100_000) -> tuple[float, float]:
     """(lower, upper) around the optimum for two columns, smooth losses and any number of outputs."""
-    X, Y, c = problem.X.numpy(), problem.loss.targets.numpy(), problem.loss.weights.numpy()
+    X = problem.X.numpy()
     fine, atoms = circle(m), np.concatenate([circle(64), kinks_of(X)])
     upper, lower = np.inf, -np.inf
     for _ in range(rounds):
-        value, V = _restricted(problem, atoms)
-        upper = min(upper, value)
-        s = min(1.0, problem.weight_decay / circle_maximum(X, V, m))
-        best = minimize_scalar(lambda t: -dual_value(problem.loss.name, t * V, Y, c), bounds=(0, s), method="bounded")
-        lower = max(lower, -best.fun, dual_value(problem.loss.name, s * V, Y, c))
-        if upper - lower < 1e-8:
+        F, masses = _restricted(problem, atoms)
+        upper = min(upper, float(problem.loss.value(torch.tensor(F)) + problem.weight_decay * masses.sum()))
+        V = _minus_gradient(problem, F)
+        lower = max(lower, _lower_bound(problem, V, circle_maximum(X, V, m)))
+        if upper - lower < 5e-8:
             break
         values = correlations(X, V, fine)
         peaks = (values >= np.roll(values, 1)) & (values >= np.roll(values, -1))
-        atoms = np.concatenate([atoms, fine[peaks & (values > problem.weight_decay * (1 - 1e-3))]])
+        peaks &= values > problem.weight_decay * (1 - 1e-3)
+        atoms = np.concatenate([atoms[masses > 1e-7 * masses.max()], fine[peaks], kinks_of(X)])
     return lower, upper
 
 
-def _restricted(problem: Problem, U: np.ndarray) -> tuple[float, np.ndarray]:
-    """Objective of the best network whose neurons point along rows of U, and its dual point."""
+def _lower_bound(problem: Problem, V: np.ndarray, maximum: float) -> float:
+    """The best D(sV) with s M(V) <= weight decay."""
+    Y, c = problem.loss.targets.numpy(), problem.loss.weights.numpy()
+    reach = min(1.0, problem.weight_decay / maximum)
+    inner = minimize_scalar(lambda s: -dual_value(problem.loss.name, s * V, Y, c), bounds=(0, reach), method="bounded")
+    return max(-inner.fun, dual_value(problem.loss.name, reach * V, Y, c))
+
+
+def _restricted(problem: Problem, U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs and masses of the best network whose neurons point along rows of U."""
     X, K = problem.X.numpy(), problem.loss.n_outputs
     A, bias = cp.Variable((len(U), K)), cp.Variable((1, K))
     F = np.maximum(X @ U.T, 0) @ A
@@ -134,9 +142,30 @@ def _restricted(problem: Problem, U: np.ndarray) -> tuple[float, np.ndarray]:
         F = F + np.ones((len(X), 1)) @ bias
     mass = cp.sum(cp.norm(A, 2, axis=1))
     clarabel(cp.Problem(cp.Minimize(cvxpy_loss(problem.loss, F) + problem.weight_decay * mass)))
-    output = torch.tensor(F.value.reshape(len(X), K))
-    penalty = problem.weight_decay * np.linalg.norm(A.value, axis=1).sum()
-    return float(problem.loss.value(output)) + penalty, _minus_gradient(problem, output.numpy())
+    return _polished(problem, U, A.value, bias.value if problem.output_bias else None)
+
+
+def _polished(problem: Problem, U: np.ndarray, A: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The same by BFGS on the live atoms: interior points leave 1e-6 where there are exponential cones."""
+    live = np.linalg.norm(A, axis=1) > 1e-4 * np.linalg.norm(A, axis=1).max()
+    features = np.maximum(problem.X.numpy() @ U[live].T, 0)
+    if bias is not None:
+        features = np.concatenate([features, np.ones((len(features), 1))], 1)
+    start = A[live] if bias is None else np.concatenate([A[live], bias])
+    k = int(live.sum())
+
+    def value_and_slope(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        B = flat.reshape(start.shape)
+        F, norms = features @ B, np.linalg.norm(B[:k], axis=1, keepdims=True)
+        slope = -features.T @ _residual(problem, F)
+        slope[:k] += problem.weight_decay * B[:k] / np.maximum(norms, 1e-300)
+        return float(problem.loss.value(torch.tensor(F))) + problem.weight_decay * norms.sum(), slope.ravel()
+
+    found = minimize(value_and_slope, start.ravel(), jac=True, method="BFGS", options={"gtol": 1e-11, "maxiter": 500})
+    B = found.x.reshape(start.shape)
+    masses = np.zeros(len(U))
+    masses[live] = np.linalg.norm(B[:k], axis=1)
+    return features @ B, masses
 
 
 def _minus_gradient(problem: Problem, F: np.ndarray) -> np.ndarray:

@@ -1,14 +1,10 @@
 """Every loss obeys the laws of its value, its derivatives and its dual."""
 
+import convexnn_laws as laws
 import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize, minimize_scalar
-
-import convexnn_laws as laws
-from convexnn.losses import LOSSES, AbstractMarginLoss
-from convexnn.losses.hinge import HingeLoss
 from convexnn_cases import (
     CVXPY_LOSSES,
     LOSS_CASES,
@@ -18,6 +14,10 @@ from convexnn_cases import (
     loss_of,
     normal,
 )
+from scipy.optimize import minimize, minimize_scalar
+
+from convexnn.losses import LOSSES, AbstractMarginLoss
+from convexnn.losses.hinge import HingeLoss
 
 every_loss = pytest.mark.parametrize(("name", "kind", "weighted"), LOSS_CASES)
 
