@@ -289,7 +289,7 @@ def search(
         best = elite.best()
         if best > enough:
             break
-        elite = elite.take(elite.values > 0.9 * best)
+        elite = elite.take(elite.values >= 0.9 * best)
         hops = _near_neurons_at(elite.U, min(effort.hops, 16 * len(elite)), (0.05, 0.1, 0.2, 0.4), generator)
         elite = distinct(merge(elite, climb(hops)), effort.n_elite)
         idle = 0 if elite.best() > best * (1 + effort.progress) else idle + 1
