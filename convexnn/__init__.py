@@ -15,7 +15,7 @@ _PUBLIC = {
     "to_onnx": "convexnn.onnx",
 }
 
-__all__ = [  # noqa: F822 - loaded on first use, so that the command line starts quickly
+__all__ = [
     "ConvexReLUClassifier",
     "ConvexReLURegressor",
     "OptimalityGap",

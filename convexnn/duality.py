@@ -12,29 +12,46 @@ from convexnn.problem import Problem
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """A dual point, the neurons found for it and the bound that follows."""
+class DualPoint:
+    """A point of the dual's domain, with M(V) <= weight_decay as far as the search could see."""
 
     V: Float[Tensor, "n K"]
+    bound: float  # D(V)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A dual point, and the neurons found in the search for its maximum."""
+
+    dual: DualPoint
     candidates: Candidates
-    bound: float
 
 
-def dual_bound(problem: Problem, V: Float[Tensor, "n K"], maximum: float) -> float:
-    """D(s V) at the best s <= weight_decay / maximum.
+def dual_point(problem: Problem, V: Float[Tensor, "n K"], maximum: float) -> DualPoint:
+    """s V at the best s <= weight_decay / maximum, and D(s V).
 
     This is a lower bound on the objective of every network where ``maximum`` is an upper bound of
     M(V) = max ||V'(Xu)_+|| over the unit ball; V must lie in the domain of the dual, with 1'V = 0
     where an output bias is trained.
     """
     limit = problem.weight_decay / maximum if maximum > 0 else 1e300
-    scale = problem.loss.best_scale(V, limit)
-    return float(problem.loss.dual_value(scale * V))
+    V = problem.loss.best_scale(V, limit) * V
+    return DualPoint(V, float(problem.loss.dual_value(V)))
 
 
-def bound_at(problem: Problem, V: Float[Tensor, "n K"], directions: Float[Tensor, "S d"]) -> float:
-    """The dual bound at V where the best of the given directions stands for the maximum M(V)."""
-    return dual_bound(problem, V, evaluate(problem.X, V, directions).best())
+def dual_bound(problem: Problem, V: Float[Tensor, "n K"], maximum: float) -> float:
+    """The bound of :func:`dual_point`."""
+    return dual_point(problem, V, maximum).bound
+
+
+def largest_maximum(problem: Problem, dual: DualPoint, target: float, steps: int = 40) -> float:
+    """The M up to which the bound at V stays above ``target``: weight_decay / s with D(s V) = target."""
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = 0.5 * (low + high)
+        above = float(problem.loss.dual_value(middle * dual.V)) >= target
+        low, high = (low, middle) if above else (middle, high)
+    return problem.weight_decay / high
 
 
 def judge(
@@ -64,4 +81,4 @@ def judge(
         enough=enough,
     )
     candidates = merge(found, evaluate(problem.X, V, neurons.W))
-    return Judgement(V, candidates, dual_bound(problem, V, candidates.best()))
+    return Judgement(dual_point(problem, V, candidates.best()), candidates)

@@ -218,11 +218,11 @@ def _best_bound(task: _Task, neurons: Neurons, objective: float, limits: Limits,
         generator=generator,
         pairs=ColumnPairs.fit(problem.X),
     )
-    if relative_gap(objective, own.bound, problem.floor()) <= limits.tol:
-        return own.bound
+    if relative_gap(objective, own.dual.bound, problem.floor()) <= limits.tol:
+        return own.dual.bound
     answer = solve(problem, SlidingFrankWolfe(), start=None, limits=limits, seed=seed)
     # A bound above a network that exists was wrong: the search missed a neuron.
-    return max(b for b in (own.bound, answer.bound) if b <= answer.objective or b == answer.bound)
+    return max(b for b in (own.dual.bound, answer.bound) if b <= answer.objective or b == answer.bound)
 
 
 def _check_method(method: str, dtype: torch.dtype) -> None:

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
-from convexnn.duality import Judgement, bound_at, judge
+from convexnn.duality import DualPoint, Judgement, dual_point, judge, largest_maximum
 from convexnn.neurons import Neurons
-from convexnn.pricing import ColumnPairs
+from convexnn.pricing import ColumnPairs, evaluate
 from convexnn.problem import Problem
 from convexnn.result import Status, TraceEntry, relative_gap
 from convexnn.solvers.sliding import SlidingFrankWolfe, SlidingState
@@ -45,9 +44,19 @@ class _Run:
     started: float
     neurons: Neurons
     objective: float
-    bound: float = -float("inf")
+    dual: DualPoint | None = None
     trace: list[TraceEntry] = field(default_factory=list)
     rounds_without_gain: int = 0
+
+    @property
+    def bound(self) -> float:
+        return -float("inf") if self.dual is None else self.dual.bound
+
+    def see_dual(self, dual: DualPoint) -> bool:
+        better = dual.bound > self.bound
+        if better:
+            self.dual = dual
+        return better
 
     def see_network(self, neurons: Neurons) -> bool:
         objective = self.problem.objective(neurons)
@@ -117,13 +126,13 @@ def _rounds(
     while True:
         state = solver.price(working, state, pairs, generator)
         V = run.problem.admit(state.V.double())
-        bound = bound_at(run.problem, V, state.candidates.U.double())
-        gained = bound > run.bound
-        run.bound = max(run.bound, bound)
-        if run.done():
-            judgement = _confirm(run, solver, V, state, fresh)
-            run.bound = judgement.bound
-            state = replace(state, candidates=judgement.candidates.to(working.X.dtype))
+        known = evaluate(run.problem.X, V, state.candidates.U.double())
+        gained = run.see_dual(dual_point(run.problem, V, known.best()))
+        if run.dual is not None and run.done():
+            judgement = _confirm(run, run.dual, solver, state, fresh)
+            run.dual = judgement.dual
+            U = torch.cat([known.U, judgement.candidates.U])
+            state = replace(state, candidates=evaluate(working.X, state.V, U.to(working.X.dtype)))
         entry = run.note(len(state.neurons))
         if report is not None:
             report(entry)
@@ -137,17 +146,17 @@ def _rounds(
         run.rounds_without_gain = 0 if gained else run.rounds_without_gain + 1
 
 
-def _confirm(run: _Run, solver: SlidingFrankWolfe, V: Tensor, state: SlidingState, fresh: torch.Generator) -> Judgement:
+def _confirm(
+    run: _Run, dual: DualPoint, solver: SlidingFrankWolfe, state: SlidingState, fresh: torch.Generator
+) -> Judgement:
     problem = run.problem
-    # A neuron with this value brings the bound below what tol demands, to first order.
-    share = run.objective * (1 - run.limits.tol) / max(run.bound, 1e-300)
     return judge(
         problem,
-        V,
+        dual.V,
         state.neurons.to(torch.float64),
         effort=solver.confirming(problem),
         generator=fresh,
         known=state.candidates.U.double(),
         pairs=ColumnPairs.fit(problem.X),
-        enough=problem.weight_decay / min(share, 1.0) * (1 + run.limits.tol),
+        enough=largest_maximum(problem, dual, run.objective * (1 - run.limits.tol)),
     )
