@@ -1,6 +1,8 @@
 """From neurons to torch modules and back."""
 
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -38,7 +40,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
-def layers_of(network: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+def layers_of(network: Any) -> tuple[nn.Linear, nn.Linear]:
     """The two linear layers of a module that computes Linear, ReLU, Linear, however it is written."""
     if not isinstance(network, nn.Module):
         raise UnsupportedNetworkError(f"got {type(network).__name__}, which is no torch module; expected {_EXPECTED}.")
@@ -47,6 +49,7 @@ def layers_of(network: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     except Exception as error:
         raise UnsupportedNetworkError(f"the module cannot be traced ({error}); expected {_EXPECTED}.") from error
     found = [part for node in traced.graph.nodes if (part := _part(node, traced)) is not None]
+    _check_chain(traced)
     kinds = ["ReLU" if part == "relu" else "Linear" for part in found]
     if kinds != ["Linear", "ReLU", "Linear"]:
         raise UnsupportedNetworkError(f"the module computes {', '.join(kinds) or 'nothing'}; expected {_EXPECTED}.")
@@ -54,6 +57,16 @@ def layers_of(network: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
         raise UnsupportedNetworkError(f"expected {_EXPECTED}.")
     return first, last
+
+
+def _check_chain(traced: fx.GraphModule) -> None:
+    """Each node takes what the one before it gives and nothing else; further inputs may lie idle."""
+    first, *others = traced.graph.nodes
+    nodes = [first, *(node for node in others if node.op != "placeholder" or node.users)]
+    for before, node in pairwise(nodes):
+        if node.all_input_nodes != [before]:
+            reason = f"{node.name} does not take what {before.name} gives, and that alone"
+            raise UnsupportedNetworkError(f"the module is no chain of layers: {reason}; expected {_EXPECTED}.")
 
 
 def _part(node: fx.Node, traced: fx.GraphModule) -> "nn.Linear | str | None":
