@@ -5,19 +5,21 @@ its answer. Everything about optimality is in ``result_``. As scikit-learn asks,
 only stored on construction; ``fit`` checks them.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from convexnn.errors import InvalidInputError
 from convexnn.network import layers_of
-from convexnn.result import TrainingResult
+from convexnn.result import Status, TrainingResult
 from convexnn.training import train
 
 BINARY_LOSSES = ("logistic", "hinge", "squared")
@@ -68,6 +70,13 @@ class _ConvexReLU(BaseEstimator):
             random_state=self.random_state,
             progress=self.verbose,
         )
+        if self.result_.status not in (Status.CONVERGED, Status.NULL):
+            warnings.warn(
+                f"{self.result_.status.value} Its gap is {self.result_.gap:.1e}, above tol={self.tol:g}. Raise "
+                "max_seconds, tol or weight_decay, or scale the features and targets.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
         self.network_ = self.result_.network
         self.n_iter_ = max(1, self.result_.n_rounds)
 

@@ -139,7 +139,12 @@ def _rounds(
         status = run.status()
         if status is not None:
             return status
-        state = solver.improve(working, replace(state, gap=run.gap(), objective=run.objective), pairs, deadline)
+        state = solver.improve(
+            working,
+            replace(state, gap=run.gap(), objective=run.objective, idle=run.rounds_without_gain),
+            pairs,
+            deadline,
+        )
         if not bool(torch.isfinite(state.V).all()):
             return Status.NON_FINITE
         gained |= run.see_network(state.neurons.to(torch.float64))

@@ -36,6 +36,7 @@ class SlidingState:
     gap: float  # the loop's relative gap, which sets the accuracy of the next step
     first: bool
     objective: float = 0.0
+    idle: int = 0  # rounds since the network or the bound last improved
 
 
 def confirmation_effort(problem: Problem) -> Effort:
@@ -70,7 +71,7 @@ class SlidingFrankWolfe:
             problem,
             state.V,
             state.neurons,
-            effort=self.effort if state.gap < 2e-2 else self.early,
+            effort=self.effort if state.gap < 2e-2 or state.idle else self.early,
             generator=generator,
             known=distinct(state.candidates, self.n_pool).U,
             pairs=pairs,
@@ -101,7 +102,9 @@ class SlidingFrankWolfe:
     def _levels(self, state: SlidingState) -> Levels:
         if state.first:
             return Levels(1e-1, 1e-3)
-        return Levels(min(1e-2, 0.3 * state.gap), self.end_level, self.accuracy * state.gap * state.objective)
+        # Rounds without gain mean that the slides stop too early for the gap that is left.
+        enough = self.accuracy * state.gap * state.objective * 0.1**state.idle
+        return Levels(min(1e-2, 0.3 * state.gap), self.end_level, enough)
 
     def _amplitudes(self, problem: Problem, state: SlidingState, violators: Candidates) -> Neurons:
         neurons, wd = state.neurons, problem.weight_decay
