@@ -32,7 +32,7 @@ def as_inputs(value: Any, name: str) -> Float[Tensor, "*shape"]:
         InvalidTypeError: for text, complex numbers or objects.
         InvalidInputError: for NaN, infinite or no entries.
     """
-    tensor = torch.tensor(_as_array(value, name), dtype=torch.float64)
+    tensor = torch.from_numpy(np.array(_as_array(value, name), dtype=np.float64, order="C"))
     if tensor.numel() == 0:
         raise InvalidInputError(f"{name} is empty (shape {tuple(tensor.shape)}); expected at least one input")
     if not bool(torch.isfinite(tensor).all()):
@@ -100,7 +100,7 @@ def as_domain(domain: Any, shape: Shape) -> tuple[Float[Tensor, " n"], Float[Ten
 
 
 def _as_limit(value: Any, shape: Shape) -> Float[Tensor, " n"]:
-    limit = torch.tensor(_as_array(value, "domain"), dtype=torch.float64)
+    limit = torch.from_numpy(np.array(_as_array(value, "domain"), dtype=np.float64, order="C"))
     if bool(limit.isnan().any()):
         raise InvalidInputError("a domain limit is NaN; expected numbers, infinite where a side is open")
     try:

@@ -166,7 +166,7 @@ def _check(graph: Graph, module: nn.Module) -> None:
     inputs: Tensor = torch.randn((_CHECK_INPUTS, *graph.input_shape), generator=generator, dtype=torch.float64)
     inputs = inputs.to(device)
     with torch.no_grad():
-        expected, computed = reference(inputs), graph(inputs)
+        expected, computed = reference(inputs.clone()), graph(inputs)
     if expected.shape != computed.shape:
         raise ImportMismatchError(
             f"the network returns shape {tuple(expected.shape)}, its graph {tuple(computed.shape)}"

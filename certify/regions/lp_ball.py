@@ -236,7 +236,7 @@ def _l2_dual(
     """w.d - (|d|^2 - eps^2) / (2 s) at d = min(s w, cap): an upper bound of max w.d for every s > 0."""
     scale = ball_scale(weights, caps, eps)
     step = torch.minimum(scale.unsqueeze(2) * weights, caps)
-    return (weights * step).sum(2) + (eps**2 - step.square().sum(2)) / (2 * scale)
+    return (weights * step).sum(2) + (eps * eps - step.square().sum(2)) / (2 * scale)
 
 
 def _l1_dual(

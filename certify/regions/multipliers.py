@@ -19,10 +19,10 @@ def ball_scale(
 ) -> Float[Tensor, "*rows"]:
     """s with |min(s w, cap)|_2 = eps, or infinity where even the caps stay inside the ball."""
     squares, limits = weights.square(), caps.square().expand_as(weights)
-    mu = eps**2 / squares.sum(-1)
+    mu = eps * eps / squares.sum(-1)
     for _ in range(_NEWTON_STEPS):
         free = squares * mu.unsqueeze(-1) < limits
-        left = eps**2 - limits.masked_fill(free, 0.0).sum(-1)
+        left = eps * eps - limits.masked_fill(free, 0.0).sum(-1)
         slope = squares.masked_fill(~free, 0.0).sum(-1)
         # No slope left: every entry is at its cap, and the ball is not active.
         following = torch.where(slope > 0, left / slope, torch.inf)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from certify.bounds import METHODS, AbstractMethod, Bounds
 from certify.bounds.base import last
+from certify.ir import Graph
+from certify.ir.ops import AbstractAffine
 from certify.search.attack import PGD
 from certify.search.deadline import Deadline
 from certify.search.problem import Problem
@@ -96,13 +98,18 @@ def _attack(problem: Problem, attack: PGD, outcome: Outcome, deadline: Deadline)
     _record(outcome, "pgd", left, {left[k]: point for k, point in found.items()})
 
 
+def _count_needed(graph: Graph) -> int:
+    """Nodes whose bounds the margins rest on: all below the output, and an output that is not affine too."""
+    return graph.output + (not isinstance(graph.nodes[graph.output].op, AbstractAffine))
+
+
 def _bound(
     problem: Problem, method: AbstractMethod, known: Bounds | None, outcome: Outcome, deadline: Deadline
 ) -> Bounds | None:
     """Bound the margins of the inputs without an answer; the bounds of those still left are returned."""
     left = outcome.left
     part = problem.select(left)
-    hidden = islice(method.steps(problem.graph, part.region, known), problem.graph.output)
+    hidden = islice(method.steps(problem.graph, part.region, known), _count_needed(problem.graph))
     bounds = last(takewhile(lambda _: not deadline.expired, hidden), Bounds())
     if deadline.expired:
         return None

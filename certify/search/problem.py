@@ -42,8 +42,11 @@ class Problem:
         return replace(self, region=self.region.select(index), margins=self.margins.select(index))
 
     def run(self, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch outputs"]:
-        """Outputs of the original network at points rounded to its precision."""
-        shaped = points.to(self.dtype).reshape((-1, *self.graph.input_shape))
+        """Outputs of the original network at points rounded to its precision.
+
+        It gets a copy: a layer that works in place must not move the points.
+        """
+        shaped = points.to(self.dtype).reshape((-1, *self.graph.input_shape)).clone()
         return self.network(shaped).flatten(1).double()
 
     def margins_at(self, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch targets"]:

@@ -205,6 +205,48 @@ def test_every_kind_of_array_is_taken():
     assert whole.status in Status
 
 
+def test_layers_that_work_in_place_do_not_move_the_region():
+    network = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([[1.0], [0.0]]))
+        network[1].bias.copy_(torch.tensor([0.0, 0.5]))
+    for plan in (*PLANS.values(), replace(PLANS["crown"], attack=None)):
+        verdict = certify.verify(network, [-5.0], label=1, eps=1.0, method=plan)  # relu(x) is zero in the region
+        assert verdict.status is Status.VERIFIED
+    falsified = certify.verify(network, [-5.0], label=0, eps=1.0)
+    assert falsified.counterexample == -5.0
+
+
+@pytest.mark.parametrize("method", [*PLANS])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_network_may_end_in_anything(method, norm):
+    ends_in_relu = nn.Sequential(*randomised(mlp(2, 5, 2), 29), nn.ReLU())
+    with torch.no_grad():
+        ends_in_relu[-2].bias.copy_(torch.tensor([20.0, -20.0]))
+    for network in (ends_in_relu, nn.Sequential(nn.ReLU()), nn.Sequential(nn.Identity())):
+        x = np.array([0.75, 0.25])
+        assert certify.verify(network, x, label=0, eps=0.125, norm=norm, method=method).status is Status.VERIFIED
+
+
+@pytest.mark.parametrize("eps", [1e-170, 1e170, 1e300])
+@pytest.mark.parametrize("domain", [None, (0, 1)])
+def test_the_square_of_a_radius_may_overflow(eps, domain):
+    x = np.array([0.5, 0.25])
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).double()
+    verdict = certify.verify(network, x, label=label_of(network, x), eps=eps, norm="l2", domain=domain)
+    corners = certify.verify(network, x, label=label_of(network, x), eps=0.5, norm="linf", domain=domain)
+    assert verdict.status in (Status.VERIFIED, Status.FALSIFIED, Status.UNKNOWN)
+    assert eps < 1 or corners.status is not Status.FALSIFIED or verdict.status is not Status.VERIFIED
+
+
+def test_every_memory_layout_is_taken():
+    X = points_of((4,), 1, seed=30)[0].astype(np.float64)
+    label = label_of(PLANE, X[:2])
+    expected = certify.verify(PLANE, X[:2].copy(), label=label, eps=0.05)
+    for x in (X[1::-1][::-1], X[:2][::-1].copy()[::-1], X[:2].astype(">f8"), X[:2].astype(np.longdouble)):
+        assert certify.verify(PLANE, x, label=label, eps=0.05).lower_bounds == expected.lower_bounds
+
+
 def test_timeout_is_an_answer():
     x = points_of((2,), 1, seed=28)[0]
     verdict = certify.verify(PLANE, x, label=label_of(PLANE, x), eps=0.3, timeout=1e-9)
