@@ -25,9 +25,9 @@ def signed_amplitudes(
         F = _output(features, a, b)
         V = loss.negative_gradient(F)[:, 0]
         g = weight_decay - features.T @ V
-        free = (a > 1e-12) | (g < -1e-12)
+        free = (a > 1e-12 * a.max()) | (g < -1e-12 * weight_decay)
         residual = torch.where(a > 0, g, g.clamp(max=0.0)).abs().max()
-        if residual < 1e-8 * weight_decay and (b is None or abs(float(V.sum())) < 1e-12):
+        if residual < 1e-8 * weight_decay and (b is None or abs(float(V.sum())) < 1e-12 * float(V.abs().sum())):
             break
         h = loss.curvature(F, dual)[:, 0]
         step, b_step = _newton_direction(features[:, free], h, g[free], V, ridge, b is not None)
@@ -63,7 +63,7 @@ def _newton_direction(
     H = features.T @ (features * h[:, None])
     diagonal = H.diagonal()
     diagonal += ridge * diagonal.mean() + torch.finfo(H.dtype).tiny
-    step = -torch.linalg.solve(H, g)
+    step = -torch.linalg.solve_ex(H, g).result  # of a singular matrix: a step that the search refuses
     return (step[:-1], step[-1:]) if with_bias else (step, None)
 
 
