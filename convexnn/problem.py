@@ -89,6 +89,7 @@ def reduce_to_rank(problem: Problem, tolerance: float = 1e-13) -> tuple[Problem,
         singular = (X @ basis).norm(dim=0)  # the square roots of small eigenvalues are not accurate
         del values
     live = singular > tolerance * singular.max() * max(X.shape)
+    live[-1] |= ~live.any()  # data of zeros keep one column of zeros
     if bool(live.all()) and X.shape[1] <= X.shape[0]:
         return problem, Reduction(None)
     basis = basis[:, live]

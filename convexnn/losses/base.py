@@ -109,7 +109,8 @@ class AbstractLoss(abc.ABC):
         curvature = self.curvature(F)
         ones = torch.eye(F.shape[1], dtype=F.dtype, device=F.device)
         H = torch.stack([self.hessian_product(curvature, row.expand_as(F)).sum(0) for row in ones])
-        ridge = 1e-12 * torch.trace(H) + torch.finfo(F.dtype).tiny
+        precision = torch.finfo(F.dtype)  # softmax has no curvature along a shift of all outputs
+        ridge = max(1e-12, 8 * precision.eps) * torch.trace(H) + precision.tiny
         return torch.linalg.solve(H + ridge * ones, self.negative_gradient(F).sum(0))
 
 
