@@ -10,17 +10,16 @@ CPU seconds are process time, the least of the repeats, for all 100 inputs and n
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.data import shared_file
 from certify.bounds import METHODS
 from certify.bounds.base import AbstractMethod, Bounds, last
 from certify.ir import Graph
@@ -28,7 +27,6 @@ from certify.ir.from_torch import graph_from_torch
 from certify.properties import Margins, margins_of_labels
 from certify.regions import AbstractRegion, LpBall
 
-SHARED = Path(os.environ.get("CONVEXNN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 NETWORK = "nets/digits_64_100_100_10.npz"
 
 
@@ -56,13 +54,8 @@ PEERS = {
 
 def load() -> tuple[nn.Module, Tensor, Tensor]:
     """The network, its inputs and their labels; exits with a message where the file is absent."""
-    path = SHARED / NETWORK
-    if not path.exists():
-        raise SystemExit(f"skipped: {path} is absent; set CONVEXNN_SHARED to the folder that holds {NETWORK}")
-    data = np.load(path)
-    network = nn.Sequential(
-        nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)
-    ).eval()
+    data = np.load(shared_file(NETWORK))
+    network = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)).eval()
     weights = {k.replace("_", "."): torch.tensor(data[k]) for k in data if k[0].isdigit()}
     network.load_state_dict(weights)
     return network, torch.tensor(data["X"]).double(), torch.tensor(data["y"])
@@ -85,9 +78,7 @@ def cpu_seconds(task: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()

@@ -87,7 +87,12 @@ def lbfgs(problem: Problem, *, width: int = 200, max_seconds: float = 30.0) -> l
     W, A = _parameters(problem, width, 0, torch.float64)
     value = _closure(problem, W, A)
     optimiser = torch.optim.LBFGS(
-        [W, A], max_iter=50, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=1e-14
+        [W, A],
+        max_iter=50,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-12,
+        tolerance_change=1e-14,
     )
 
     def closure() -> torch.Tensor:
@@ -99,7 +104,7 @@ def lbfgs(problem: Problem, *, width: int = 200, max_seconds: float = 30.0) -> l
     seconds, out, last = 0.0, [], float("inf")
     while seconds < max_seconds:
         started = time.perf_counter()
-        loss = float(optimiser.step(closure))
+        loss = float(optimiser.step(closure).detach())
         seconds += time.perf_counter() - started
         out.append((seconds, W.detach().numpy().copy(), A.detach().numpy().copy()))
         if not loss < last:

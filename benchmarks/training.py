@@ -88,7 +88,9 @@ def small_cells(quick: bool) -> list[Problem]:
     return cells
 
 
-def run_global(problem: Problem, tol: float, max_seconds: float = 600.0) -> tuple[Row, convexnn.TrainingResult]:
+def run_global(
+    problem: Problem, tol: float, max_seconds: float = 600.0, device: str = "cpu"
+) -> tuple[Row, convexnn.TrainingResult]:
     y = problem.Y if problem.loss in ("squared", "softmax") else problem.Y[:, 0]
     result = convexnn.train(
         problem.X,
@@ -100,6 +102,7 @@ def run_global(problem: Problem, tol: float, max_seconds: float = 600.0) -> tupl
         output_bias=False,
         random_state=0,
         max_seconds=max_seconds,
+        device=device,
     )
     curve = [(entry.seconds, entry.objective) for entry in result.trace]
     return Row(f"global, tol {tol:.0e}", result.seconds, result.objective, result.n_neurons, curve), result
@@ -149,7 +152,11 @@ def verdicts(rows: list[Row], confirmed: float, loose: bool) -> None:
     print(f"\n- objective at most 1.00001 of the best rival's: {ours.objective <= 1.00001 * best}")
     print(f"- confirmed 1e-4 gap in {confirmed:.2f} s, {share:.2f} of Adam's (aim {0.2 if loose else 1.0:g})")
     print(f"- neurons: {ours.neurons} against {reference.neurons} of Adam")
-    faster = [t for t in LEVELS if float_or_inf(time_to(reference, best * (1 + t))) < float_or_inf(time_to(ours, best * (1 + t)))]
+    faster = [
+        t
+        for t in LEVELS
+        if float_or_inf(time_to(reference, best * (1 + t))) < float_or_inf(time_to(ours, best * (1 + t)))
+    ]
     print(f"- Adam is first to a gap of: {', '.join(f'{t:g}' for t in faster) or 'none'}", flush=True)
 
 
@@ -185,12 +192,12 @@ def run_digits(quick: bool) -> None:
         print(f"- Adam's objective reached after {reached} s; Adam took {rows[1].seconds:.1f} s", flush=True)
 
 
-def run_mnist() -> None:
+def run_mnist(device: str) -> None:
     X, Y = mnist()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     problem = Problem("MNIST even/odd", X, Y, "squared", 1e-3)
     started = time.perf_counter()
-    ours, result = run_global(problem, 1e-2, max_seconds=400.0)
+    ours, result = run_global(problem, 1e-2, max_seconds=400.0, device=device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report(problem, [ours], result.bound)
     print(f"\n- {result.status.name}, gap {result.gap:.1e} after {time.perf_counter() - started:.0f} s")
@@ -202,10 +209,15 @@ def main() -> None:
     parser.add_argument("--set", choices=("small", "digits", "mnist"), default="small")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="for --set mnist: cpu or cuda")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} thread(s)", flush=True)
-    {"small": lambda: run_small(args.quick), "digits": lambda: run_digits(args.quick), "mnist": run_mnist}[args.set]()
+    {
+        "small": lambda: run_small(args.quick),
+        "digits": lambda: run_digits(args.quick),
+        "mnist": lambda: run_mnist(args.device),
+    }[args.set]()
 
 
 if __name__ == "__main__":
