@@ -128,8 +128,13 @@ def rivals(problem: Problem, quick: bool) -> list[tuple[str, Callable[[], list[C
     return out
 
 
+def first_within(row: Row, target: float) -> float:
+    return next((seconds for seconds, objective in row.curve if objective <= target), float("inf"))
+
+
 def time_to(row: Row, target: float) -> str:
-    return next((f"{seconds:.2f}" for seconds, objective in row.curve if objective <= target), "never")
+    seconds = first_within(row, target)
+    return "never" if seconds == float("inf") else f"{seconds:.2f}"
 
 
 def report(problem: Problem, rows: list[Row], bound: float) -> None:
@@ -158,10 +163,6 @@ def verdicts(rows: list[Row], confirmed: float, loose: bool) -> None:
         if float_or_inf(time_to(reference, best * (1 + t))) < float_or_inf(time_to(ours, best * (1 + t)))
     ]
     print(f"- Adam is first to a gap of: {', '.join(f'{t:g}' for t in faster) or 'none'}", flush=True)
-
-
-def float_or_inf(text: str) -> float:
-    return float("inf") if text == "never" else float(text)
 
 
 def run_small(quick: bool) -> None:
