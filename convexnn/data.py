@@ -10,14 +10,17 @@ from convexnn.errors import DeviceError, InvalidInputError, InvalidTypeError
 from convexnn.losses import LOSSES, AbstractLoss, AbstractMarginLoss
 
 _MAX_CLASSES = 10_000
+_LARGEST = 1e15  # products of larger numbers overflow in single precision
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
+def resolve_device(device: Any) -> torch.device:
     """The torch device, or a DeviceError where this machine does not have it."""
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise InvalidInputError(f"device={device!r} is not a torch device; pass 'cpu' or 'cuda'.") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise InvalidInputError(f"device={device!r} is not supported; pass 'cpu' or 'cuda'.")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device={device!r} was asked for, but torch sees no CUDA device; pass device='cpu'.")
     return resolved
@@ -60,9 +63,9 @@ def read_weights(sample_weight: Any, n: int) -> Tensor:
     return weights / weights.sum()
 
 
-def read_loss(loss: str, y: Any, n: int, sample_weight: Any = None) -> AbstractLoss:
+def read_loss(loss: Any, y: Any, n: int, sample_weight: Any = None) -> AbstractLoss:
     """The loss named, on these targets and weights."""
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         raise InvalidInputError(f"loss={loss!r} is not known; choose one of {', '.join(map(repr, LOSSES))}.")
     return LOSSES[loss](read_targets(y, n, loss), read_weights(sample_weight, n))
 
@@ -70,7 +73,7 @@ def read_loss(loss: str, y: Any, n: int, sample_weight: Any = None) -> AbstractL
 def positive(value: Any, name: str, *, zero: bool = False) -> float:
     """A finite number above zero (or at least zero), as a float."""
     try:
-        number = float(value)
+        number = float(value + 0)  # a string that spells a number is no number
     except (TypeError, ValueError) as error:
         raise InvalidTypeError(f"{name}={value!r} is not a number.") from error
     if not np.isfinite(number) or number < 0 or (number == 0 and not zero):
@@ -80,7 +83,10 @@ def positive(value: Any, name: str, *, zero: bool = False) -> float:
 
 def _as_array(data: Any, name: str) -> np.ndarray:
     if isinstance(data, Tensor):
-        data = data.detach().cpu().numpy()
+        if data.layout != torch.strided:
+            raise InvalidTypeError(f"{name} is a sparse tensor; a dense one is expected: pass {name}.to_dense().")
+        data = data.detach().cpu()
+        data = (data.double() if data.is_floating_point() else data).numpy()  # numpy has no bfloat16
     try:
         array = np.asarray(data)
     except ValueError as error:
@@ -105,6 +111,11 @@ def _as_tensor(array: np.ndarray, name: str) -> Tensor:
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
         raise InvalidInputError(f"{name} has {bad} entries that are NaN or infinite; impute or drop them first.")
+    if values.numel() and float(values.abs().max()) > _LARGEST:
+        largest = float(values.abs().max())
+        raise InvalidInputError(
+            f"{name} has entries as large as {largest:g}; at most {_LARGEST:g} is expected. Rescale it."
+        )
     return values
 
 

@@ -58,7 +58,7 @@ def train(
     warm_start: nn.Module | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float64,
-    random_state: int | np.random.Generator | np.random.RandomState | None = None,
+    random_state: int | np.integer | np.random.Generator | np.random.RandomState | None = None,
     progress: bool = False,
 ) -> TrainingResult:
     """Train a two-layer ReLU network of any width to the global optimum.
@@ -145,7 +145,7 @@ def optimality_gap(
     tol: float = 1e-4,
     max_seconds: float | None = None,
     device: str | torch.device = "cpu",
-    random_state: int | np.random.Generator | np.random.RandomState | None = None,
+    random_state: int | np.integer | np.random.Generator | np.random.RandomState | None = None,
 ) -> OptimalityGap:
     """How far a trained network is from the best two-layer ReLU network of any width.
 
@@ -250,12 +250,14 @@ def _task(
 
 
 def _warm_start(task: _Task, network: nn.Module) -> Neurons:
-    first, _ = layers_of(network)
+    first, last = layers_of(network)
     neurons = from_torch(network).to(task.full.X.device)
     if task.hidden_bias and first.bias is None:
         neurons = replace(neurons, W=torch.cat([neurons.W, torch.zeros_like(neurons.W[:, :1])], 1))
     if not task.hidden_bias and first.bias is not None:
         raise InvalidInputError("warm_start has a first-layer bias, but hidden_bias=False; pass hidden_bias=True.")
+    if not task.full.output_bias and last.bias is not None:
+        raise InvalidInputError("warm_start has an output bias, but output_bias=False; pass output_bias=True.")
     _check_fits(neurons, task.full)
     return task.reduction.restrict(neurons)
 
@@ -268,12 +270,14 @@ def _check_fits(neurons: Neurons, problem: Problem) -> None:
             f"the network has {given[0]} inputs (a bias counts as one) and {given[1]} outputs; "
             f"the data have {expected[0]} and {expected[1]}."
         )
+    if not all(bool(torch.isfinite(part).all()) for part in (neurons.W, neurons.A, neurons.bias)):
+        raise InvalidInputError("the network has weights that are NaN or infinite; train it again or drop them.")
 
 
 def _limits(tol: float, max_seconds: float | None, max_rounds: int) -> Limits:
     seconds = float("inf") if max_seconds is None else positive(max_seconds, "max_seconds")
-    if int(max_rounds) < 1:
-        raise InvalidInputError(f"max_rounds={max_rounds}; at least 1 is expected.")
+    if not isinstance(max_rounds, (int, np.integer)) or max_rounds < 1:
+        raise InvalidInputError(f"max_rounds={max_rounds!r}; an integer of at least 1 is expected.")
     return Limits(positive(tol, "tol", zero=True), seconds, int(max_rounds))
 
 
