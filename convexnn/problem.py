@@ -1,6 +1,7 @@
 """The training problem: data, loss, weight decay, and its objective."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -49,8 +50,16 @@ class Problem:
         return self.admit(self.loss.negative_gradient(F))
 
     def floor(self) -> float:
-        """A difference of objectives that is rounding: 1e-13 of the loss of the zero network."""
-        return 1e-13 * float(self.loss.value(torch.zeros_like(self.loss.targets)))
+        """A difference of objectives that is rounding: 1e-13 of the loss of the best constant.
+
+        Targets without spread around a constant are fitted up to their own rounding, squared.
+        """
+        return self._floor
+
+    @cached_property
+    def _floor(self) -> float:
+        zero = torch.zeros_like(self.loss.targets)
+        return 1e-13 * float(self.loss.value(zero + self.constant())) + 1e-28 * float(self.loss.value(zero))
 
     def to(self, target: torch.device | torch.dtype) -> "Problem":
         """The same problem on another device or in another precision."""

@@ -25,9 +25,11 @@ def signed_amplitudes(
         F = _output(features, a, b)
         V = loss.negative_gradient(F)[:, 0]
         g = weight_decay - features.T @ V
-        free = (a > 1e-12 * a.max()) | (g < -1e-12 * weight_decay)
-        residual = torch.where(a > 0, g, g.clamp(max=0.0)).abs().max()
-        if residual < 1e-8 * weight_decay and (b is None or abs(float(V.sum())) < 1e-12 * float(V.abs().sum())):
+        free = (a > 1e-12 * a.sum()) | (g < -1e-12 * weight_decay)
+        if b is None and not bool(free.any()):
+            break
+        optimal = bool((torch.where(a > 0, g, g.clamp(max=0.0)).abs() < 1e-8 * weight_decay).all())
+        if optimal and (b is None or abs(float(V.sum())) < 1e-12 * float(V.abs().sum())):
             break
         h = loss.curvature(F, dual)[:, 0]
         step, b_step = _newton_direction(features[:, free], h, g[free], V, ridge, b is not None)
@@ -58,7 +60,7 @@ def _newton_direction(
     features: Tensor, h: Tensor, g: Tensor, V: Tensor, ridge: float, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     if with_bias:
-        features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+        features = torch.cat([features, features.new_ones((len(features), 1))], 1)
         g = torch.cat([g, -V.sum()[None]])
     H = features.T @ (features * h[:, None])
     diagonal = H.diagonal()
@@ -98,7 +100,9 @@ def group_amplitudes(
 ) -> tuple[Float[Tensor, "k K"], Float[Tensor, " K"] | None]:
     """Output rows of fixed neurons by FISTA with restart on the group penalty."""
     with_bias = bias is not None
-    Phi = torch.cat([features, torch.ones_like(features[:, :1])], 1) if with_bias else features
+    if len(amplitudes) == 0 and not with_bias:
+        return amplitudes, bias
+    Phi = torch.cat([features, features.new_ones((len(features), 1))], 1) if with_bias else features
     A = torch.cat([amplitudes, bias[None]]) if bias is not None else amplitudes
     k = len(amplitudes)
     step = 1.0 / _lipschitz(Phi, loss)

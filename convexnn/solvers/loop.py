@@ -155,13 +155,14 @@ def _confirm(
     run: _Run, dual: DualPoint, solver: SlidingFrankWolfe, state: SlidingState, fresh: torch.Generator
 ) -> Judgement:
     problem = run.problem
+    # With the neurons of the best network among the known ones, no bound can be above its objective.
     return judge(
         problem,
         dual.V,
         state.neurons.to(torch.float64),
         effort=solver.confirming(problem),
         generator=fresh,
-        known=state.candidates.U.double(),
+        known=torch.cat([state.candidates.U.double(), run.neurons.W]),
         pairs=ColumnPairs.fit(problem.X),
         enough=largest_maximum(problem, dual, run.objective * (1 - run.limits.tol)),
     )
