@@ -185,11 +185,15 @@ class LpBall(AbstractRegion):
         return replace(self, centre=self.centre[index], lower=lower, upper=upper)
 
     def representable(self, points: Float[Tensor, "batch n"], dtype: torch.dtype) -> Tensor:
-        """Points of another precision, near the given ones and inside if the ball is large enough for it."""
-        count = {"linf": 1.0, "l2": self.centre.shape[1] ** 0.5, "l1": self.centre.shape[1]}[self.norm]
-        # One rounding of each entry, and one more where a limit of the domain is not representable.
-        moved = 2 * count * torch.finfo(dtype).eps * float(points.abs().max())
-        points = replace(self, eps=max(0.0, self.eps - moved)).project(points).to(dtype)
+        """Points of the region in another precision, near the given ones if the ball is large enough for it."""
+        order = {"linf": torch.inf, "l2": 2, "l1": 1}[self.norm]
+        # One rounding of each entry, and one more where a limit of the domain is not representable. Every point
+        # moves towards its centre by as much, which keeps it in ball and domain.
+        points = self.project(points)
+        length = torch.linalg.vector_norm(points, order, dim=1, keepdim=True) + self.eps
+        moved = 2 * torch.finfo(dtype).eps * length
+        share = (1 - moved / self.eps).clamp(min=0) if self.eps > 0 else torch.zeros_like(moved)
+        points = (self.centre + share * (points - self.centre)).to(dtype)
         if self.lower is None or self.upper is None:
             return points
         return points.clamp(cast_up(self.lower, dtype), cast_down(self.upper, dtype))

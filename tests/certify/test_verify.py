@@ -247,6 +247,19 @@ def test_every_memory_layout_is_taken():
         assert certify.verify(PLANE, x, label=label, eps=0.05).lower_bounds == expected.lower_bounds
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_outlier_does_not_weaken_the_attack_on_the_others(norm):
+    X = points_of((2,), 12, seed=31)
+    y = np.array([label_of(PLANE, x) for x in X])
+    plan = replace(PLANS["ibp"], attack=PGD(steps=20, restarts=1))
+    alone = certify.certified_accuracy(PLANE, X, y, eps=0.3, norm=norm, method=plan)
+    among = certify.certified_accuracy(
+        PLANE, np.vstack([X, [[1e8, 1e8]]]), np.append(y, 0), eps=0.3, norm=norm, method=plan
+    )
+    assert alone.counterexamples
+    assert (among.statuses[:-1] == alone.statuses).all()
+
+
 def test_timeout_is_an_answer():
     x = points_of((2,), 1, seed=28)[0]
     verdict = certify.verify(PLANE, x, label=label_of(PLANE, x), eps=0.3, timeout=1e-9)
