@@ -174,8 +174,8 @@ def _block_preconditioner(
         return lambda r: r * inverse_diagonal
     blocks = _blocks(X, curvature, point, wd, pairs)
     diagonal = blocks.diagonal(dim1=1, dim2=2)
-    diagonal += 1e-12 * diagonal.mean()
-    inverse = torch.linalg.inv(blocks).float()
+    diagonal += max(1e-12, 8 * torch.finfo(X.dtype).eps) * diagonal.mean()
+    inverse = torch.linalg.inv_ex(blocks).inverse.float()  # of a singular block: a step that the search refuses
     return lambda r: torch.bmm(inverse, r[:, :, None])[:, :, 0]
 
 

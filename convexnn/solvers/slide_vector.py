@@ -140,7 +140,7 @@ def _block_inverse(X: Tensor, curvature: Tensor, wd: float, pairs: ColumnPairs |
         return lambda r: r / diagonal.float()
     blocks = pairs.hessians(curvature)
     blocks.diagonal(dim1=1, dim2=2).add_(wd)
-    inverse = torch.linalg.inv(blocks).float()
+    inverse = torch.linalg.inv_ex(blocks).inverse.float()  # of a singular block: a step that the search refuses
     return lambda r: torch.bmm(inverse, r[:, :, None])[:, :, 0]
 
 
