@@ -1,3 +1,4 @@
+import jaxtyping
 import pytest
 import torch
 
@@ -9,3 +10,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def unchecked():
+    """As users run it: array shapes and types are not checked against the annotations, which doubles the speed."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
