@@ -129,6 +129,9 @@ def run_fit(options: argparse.Namespace) -> None:
     """``convexnn fit``."""
     if options.out.suffix not in {".pt", ".onnx"}:
         raise InvalidInputError(f"--out must end in .pt or .onnx, got {str(options.out)!r}")
+    for file in filter(None, (options.out, options.result)):
+        if not file.parent.is_dir():  # said before the training, not after it
+            raise InvalidInputError(f"there is no folder {str(file.parent)!r} for {file.name!r}; make it first")
     table = _read(options, options.target)
     task = table.task if options.task == "auto" else options.task
     print(_describe(table, task))

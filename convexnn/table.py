@@ -85,8 +85,10 @@ def _need_columns(header: list[str], wanted: tuple[str, ...], path: str | Path) 
         raise InvalidInputError(f"{path}: columns appear more than once in the header: {', '.join(repeated)}")
     absent = [name for name in wanted if name not in header]
     if absent:
+        other = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+        hint = f"; the fields seem to be separated by {other!r}: pass it as the delimiter" if other else ""
         raise InvalidInputError(
-            f"{path} has no column {', '.join(map(repr, absent))}; its columns are: {', '.join(header)}"
+            f"{path} has no column {', '.join(map(repr, absent))}; its columns are: {', '.join(header)}{hint}"
         )
 
 

@@ -85,6 +85,8 @@ def test_gap_of_a_saved_network_is_the_gap_of_training(table, tmp_path, capsys):
         (["--target", "colour"], "no column 'colour'; its columns are: position, mass, size, kind"),
         (["--target", "size"], "not finite numbers: kind"),
         (["--target", "kind", "--out", "net.h5"], "must end in .pt or .onnx"),
+        (["--target", "kind", "--out", "nowhere/net.pt"], "there is no folder 'nowhere'"),
+        (["--target", "kind", "--result", "nowhere/net.json"], "there is no folder 'nowhere'"),
         (["--target", "size", "--drop", "kind", "--loss", "hinge"], "a regression uses squared"),
         (["--target", "kind", "--loss", "softmax"], "does not fit 2 classes"),
         (["--target", "kind", "--weight-decay", "-1"], "weight_decay"),

@@ -64,6 +64,13 @@ def test_errors_say_where_to_look(tmp_path, text, target, message):
         read_csv(write(tmp_path, text), target=target)
 
 
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_another_delimiter_is_guessed_in_the_error(tmp_path, mark):
+    path = write(tmp_path, f"a{mark}y\n1{mark}2\n")
+    with pytest.raises(InvalidInputError, match="pass it as the delimiter"):
+        read_csv(path, target="y")
+
+
 def test_absent_and_binary_files(tmp_path):
     with pytest.raises(InvalidInputError, match="there is no file"):
         read_csv(tmp_path / "absent.csv", target="y")
