@@ -17,6 +17,9 @@ from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem
 from convexnn.solvers.smoothing import Activations, Levels, dual_slope, squared_widths
 
+_DENSE_LIMIT = 1600  # unknowns up to which the whole matrix is factorised
+_STRIP = 256
+
 Duals = tuple[Tensor, Tensor | None]  # of the neurons' kinks, and of the loss's own
 
 
@@ -134,7 +137,7 @@ def _conjugate_gradients(
     G, g_bias = gradient[0].float(), None if gradient[1] is None else gradient[1].float()
     norms, unit = point.norms[:, None].float(), (point.Z / point.norms[:, None]).float()
     with_bias = g_bias is not None
-    inverse = _block_preconditioner(X, curvatures[2] + curvatures[0] ** 2 * curvatures[1], point, wd, pairs)
+    inverse = _preconditioner(X, curvatures, point, wd, pairs)
     bias_inverse = 1.0 / h.sum()
     single = X.float()
 
@@ -163,6 +166,38 @@ def _conjugate_gradients(
         p, pb = y + (new / rz) * p, yb + (new / rz) * pb
         rz = new
     return x.to(X.dtype), xb.to(X.dtype)
+
+
+def _preconditioner(
+    X: Tensor, curvatures: tuple[Tensor, Tensor, Tensor], point: _Point, wd: float, pairs: ColumnPairs | None
+) -> Callable[[Tensor], Tensor]:
+    """The factorised matrix in single precision where it is small, else its diagonal blocks."""
+    active, h, kinks = curvatures
+    if pairs is not None and point.Z.numel() <= _DENSE_LIMIT:
+        factor = _factorised(X, (active, h), _blocks(X, kinks, point, wd, pairs))
+        if factor is not None:
+            lower, scale = factor
+            return lambda r: (
+                scale * torch.cholesky_solve((r.reshape(-1, 1) * scale.reshape(-1, 1)), lower).reshape(r.shape)
+            )
+    return _block_preconditioner(X, kinks + active * active * h, point, wd, pairs)
+
+
+def _factorised(X: Tensor, data: tuple[Tensor, Tensor], blocks: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Cholesky factor of the matrix scaled to a unit diagonal, and the scale (k, d)."""
+    active, h = data
+    k, d = len(active), X.shape[1]
+    J = ((active * h.sqrt()).float()[:, None, :] * X.T.float()).reshape(k * d, -1)
+    H = J.new_zeros((k * d, k * d))
+    for low in range(0, k * d, _STRIP):  # the lower triangle, which is all that Cholesky reads
+        high = min(low + _STRIP, k * d)
+        H[low:high, :high] = J[low:high] @ J[:high].T
+    H.reshape(k, d, k, d).diagonal(dim1=0, dim2=2).add_(blocks.float().permute(1, 2, 0))
+    scale = H.diagonal().clamp(min=1e-37).rsqrt()
+    H *= scale[:, None] * scale
+    H.diagonal().add_(1e-6)
+    lower, info = torch.linalg.cholesky_ex(H)
+    return None if int(info) else (lower, scale.reshape(k, d))
 
 
 def _block_preconditioner(
