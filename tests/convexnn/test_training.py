@@ -16,7 +16,7 @@ from convexnn.result import Status, relative_gap
 from convexnn.solvers.sliding import SlidingFrankWolfe
 from convexnn.training import train
 
-# Shapes are checked where training is checked against the exact optimum.
+# The parts that training is made of are tested with their shapes checked.
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 # The kink of the hinge takes many rounds: one training is enough by default.
@@ -395,7 +395,7 @@ def test_interrupt_of_a_slide(monkeypatch):
 
 
 @pytest.mark.parametrize("loss", QUICK)
-@biases
+@pytest.mark.parametrize(("hidden_bias", "output_bias"), [(False, False), (True, True)])
 def test_warm_start(loss, hidden_bias, output_bias):
     """From its own answer training ends in no more rounds; from a poor network it still gets there."""
     X, y = data(loss)
