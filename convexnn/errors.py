@@ -23,3 +23,7 @@ class MissingDependencyError(ConvexNNError, ImportError):
 
 class DeviceError(ConvexNNError, RuntimeError):
     """The requested device is not present on this machine."""
+
+
+class ScalingWarning(UserWarning):
+    """Columns of the data differ in scale by so much that the search for neurons can miss some."""

@@ -57,7 +57,7 @@ class Effort:
     steps: int = 2
     survivors: float = 0.6  # of the starts that go on to the next level
     n_polished: int = 60
-    polish: tuple[float, ...] = (1e-4, 1e-6, 1e-8)
+    polish: tuple[float, ...] = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
 
 class ColumnPairs:
@@ -109,7 +109,7 @@ def ascend(
     Z = start.U * start.values.clamp(min=torch.finfo(X.dtype).tiny)[:, None]
     for level in levels:
         for _ in range(steps):
-            Z, progress = _newton_step(X, V, Z, level * scale, pairs)
+            Z, progress = _newton_step(X, V, Z, level * X.shape[1] ** 0.5, pairs)
             if progress < 1e-14:
                 break
     return evaluate(X, V, torch.cat([start.U[:1], Z]))
@@ -117,8 +117,8 @@ def ascend(
 
 def _newton_step(X: Tensor, V: Tensor, Z: Tensor, width: float, pairs: ColumnPairs | None) -> tuple[Tensor, float]:
     square = (Z * Z).sum(1, keepdim=True)
-    E2 = width**2 * square
     T = Z @ X.T
+    E2 = width**2 * (T * T).mean(1, keepdim=True)
     Q = torch.sqrt(torch.addcmul(E2, T, T))
     D = T + Q  # twice the smoothed ReLU
     SV = unit_rows(D @ V) @ V.T
@@ -210,8 +210,11 @@ def starting_points(
     parts = [_near_samples(X, share, generator), _correlations(X, V, share, generator)]
     if len(neurons):
         parts += _near_neurons(unit_rows(neurons.W), share, generator)
-    missing = max(1, number - sum(len(part) for part in parts))
-    parts.append(_noise(X, missing, generator))
+    missing = max(2, number - sum(len(part) for part in parts))
+    parts.append(_noise(X, missing - missing // 2, generator))
+    # Columns of one scale: directions along which a small column decides are narrow in X itself.
+    scales = X.norm(dim=0)
+    parts.append(_noise(X, missing // 2, generator) / torch.where(scales > 0, scales, torch.inf))
     return torch.cat(parts)
 
 

@@ -86,7 +86,7 @@ class Reduction:
         return neurons if self.basis is None else replace(neurons, W=neurons.W @ self.basis)
 
 
-def reduce_to_rank(problem: Problem, tolerance: float = 1e-13) -> tuple[Problem, Reduction]:
+def reduce_to_rank(problem: Problem, tolerance: float = 2.2e-16) -> tuple[Problem, Reduction]:
     """Drop the directions in which no sample has any extent."""
     X = problem.X
     gram = X.T @ X if X.shape[1] <= X.shape[0] else None

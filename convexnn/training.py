@@ -1,6 +1,7 @@
 """Training and the optimality gap: what users call."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 
 from convexnn.data import positive, read_loss, read_matrix, resolve_device
 from convexnn.duality import judge
-from convexnn.errors import InvalidInputError
+from convexnn.errors import InvalidInputError, ScalingWarning
 from convexnn.network import from_torch, layers_of, penalty, to_torch
 from convexnn.neurons import Neurons
 from convexnn.pricing import ColumnPairs
@@ -24,6 +25,7 @@ from convexnn.solvers.sliding import SlidingFrankWolfe, confirmation_effort
 from convexnn.threads import threads_for
 
 METHODS = ("global",)
+_WIDE_SCALES = 1e7  # beyond it a small column has no digits left in single precision
 
 
 @dataclass(frozen=True)
@@ -244,9 +246,23 @@ def _task(
     hidden_bias, output_bias = biases
     read = read_loss(loss, y, len(data), sample_weight)
     X = torch.cat([data, torch.ones_like(data[:, :1])], 1) if hidden_bias else data
+    _check_scales(X)
     full = Problem(X, read, positive(weight_decay, "weight_decay"), output_bias).to(device)
     reduced, reduction = reduce_to_rank(full)
     return _Task(full, reduced, reduction, hidden_bias)
+
+
+def _check_scales(X: Tensor) -> None:
+    norms = X.norm(dim=0)
+    norms = norms[norms > 0]
+    ratio = float(norms.max() / norms.min()) if len(norms) else 1.0
+    if ratio > _WIDE_SCALES:
+        warnings.warn(
+            f"The columns of X (a first-layer bias counts as ones) differ in scale by a factor of {ratio:.0e}: the "
+            "search for neurons can miss narrow ones, and the bound can be too high. Standardise the features.",
+            ScalingWarning,
+            stacklevel=4,
+        )
 
 
 def _warm_start(task: _Task, network: nn.Module) -> Neurons:

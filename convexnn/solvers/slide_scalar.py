@@ -56,8 +56,9 @@ def slide_scalar(
     masses, signs = neurons.masses(), torch.sign(neurons.A)
     Z = neurons.W * (masses / neurons.W.norm(dim=1))[:, None]
     level = levels.start
-    setting = _setting(problem, signs, Z, levels.start)
-    point = _evaluate(setting, Z, neurons.bias, Z @ problem.X.T)
+    T = Z @ problem.X.T
+    setting = _setting(problem, signs, (Z, T), levels.start)
+    point = _evaluate(setting, Z, neurons.bias, T)
     W = point.act.T / point.act.Q
     w = setting.problem.loss.initial_dual(point.F)
     for _ in range(max_steps):
@@ -71,7 +72,7 @@ def slide_scalar(
             if finer is None:
                 break
             level = finer
-            setting = _setting(problem, signs, point.Z, level)
+            setting = _setting(problem, signs, (point.Z, point.act.T), level)
             point = _evaluate(setting, point.Z, point.bias, point.act.T)
         if time.perf_counter() > deadline:
             break
@@ -79,11 +80,10 @@ def slide_scalar(
     return _to_neurons(point, signs), V
 
 
-def _setting(problem: Problem, signs: Tensor, Z: Tensor, level: float) -> _Setting:
-    norms = Z.norm(dim=1)
-    E2 = squared_widths(norms, level, problem.typical_activation())
-    floor = 1e-2 * level * float(norms.max()) + 1e-14
-    return _Setting(problem, signs, E2, floor)
+def _setting(problem: Problem, signs: Tensor, at: tuple[Tensor, Tensor], level: float) -> _Setting:
+    Z, T = at
+    floor = 1e-2 * level * float(Z.norm(dim=1).max()) + 1e-14
+    return _Setting(problem, signs, squared_widths(T, level, problem.n_inputs), floor)
 
 
 def _evaluate(setting: _Setting, Z: Tensor, bias: Tensor, T: Tensor) -> _Point:

@@ -46,8 +46,9 @@ def slide_vector(
 ) -> tuple[Neurons, Float[Tensor, "n K"]]:
     """Neurons near a stationary point for their pattern of kinks, and the dual point V there."""
     level = levels.start
-    setting = _setting(problem, neurons, levels.start)
-    point = _evaluate(setting, neurons, neurons.W @ problem.X.T)
+    T = neurons.W @ problem.X.T
+    setting = _setting(problem, T, levels.start)
+    point = _evaluate(setting, neurons, T)
     dual = point.act.T / point.act.Q
     for _ in range(max_steps):
         direction, TP, slope = _newton_direction(setting, point, dual, pairs)
@@ -60,16 +61,15 @@ def slide_vector(
             if finer is None:
                 break
             level = finer
-            setting = _setting(problem, point.neurons, level)
+            setting = _setting(problem, point.act.T, level)
             point = _evaluate(setting, point.neurons, point.act.T)
         if time.perf_counter() > deadline:
             break
     return point.neurons, problem.dual_point(point.F)
 
 
-def _setting(problem: Problem, neurons: Neurons, level: float) -> _Setting:
-    E2 = squared_widths(neurons.W.norm(dim=1), level, problem.typical_activation())
-    return _Setting(problem, E2)
+def _setting(problem: Problem, T: Tensor, level: float) -> _Setting:
+    return _Setting(problem, squared_widths(T, level, problem.n_inputs))
 
 
 def _evaluate(setting: _Setting, neurons: Neurons, T: Tensor) -> _Point:

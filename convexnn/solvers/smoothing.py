@@ -48,9 +48,10 @@ class Activations:
         return 0.5 * (self.Q - self.T.abs())
 
 
-def squared_widths(norms: Float[Tensor, " k"], level: float, scale: float) -> Float[Tensor, "k 1"]:
-    """E^2, relative to the size that x'w_j typically has."""
-    return ((level * scale) * torch.maximum(norms, 1e-3 * norms.max()))[:, None] ** 2
+def squared_widths(T: Float[Tensor, "k n"], level: float, n_inputs: int) -> Float[Tensor, "k 1"]:
+    """E^2, relative to the size that x'w_j has on the data, so that narrow directions are resolved too."""
+    squares = (T * T).mean(1, keepdim=True)
+    return level**2 * n_inputs * torch.maximum(squares, 1e-6 * squares.max())
 
 
 def dual_slope(W: Float[Tensor, "k n"], R: Float[Tensor, "k n"], Q: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
