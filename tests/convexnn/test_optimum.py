@@ -94,7 +94,7 @@ def test_one_output(name, n, d, weight_decay, hidden_bias, output_bias):
         ("softmax", 0, 10, 2e-2, False, False),
         ("softmax", 0, 10, 2e-2, False, True),
         ("softmax", 1, 12, 1e-2, True, True),
-        ("softmax", 2, 10, 3e-2, False, True),
+        pytest.param("softmax", 2, 10, 3e-2, False, True, marks=SLOW),
         ("logistic", 0, 12, 1e-2, True, True),
         pytest.param("squared", 1, 20, 1e-2, True, True, marks=SLOW),
         pytest.param("softmax", 0, 20, 5e-3, True, True, marks=SLOW),
