@@ -109,16 +109,20 @@ def ascend(
     Z = start.U * start.values.clamp(min=torch.finfo(X.dtype).tiny)[:, None]
     for level in levels:
         for _ in range(steps):
-            Z, progress = _newton_step(X, V, Z, level * X.shape[1] ** 0.5, pairs)
+            Z, progress = _newton_step(X, V, Z, (level, scale), pairs)
             if progress < 1e-14:
                 break
     return evaluate(X, V, torch.cat([start.U[:1], Z]))
 
 
-def _newton_step(X: Tensor, V: Tensor, Z: Tensor, width: float, pairs: ColumnPairs | None) -> tuple[Tensor, float]:
+def _newton_step(
+    X: Tensor, V: Tensor, Z: Tensor, smoothing: tuple[float, float], pairs: ColumnPairs | None
+) -> tuple[Tensor, float]:
+    width, scale = smoothing
     square = (Z * Z).sum(1, keepdim=True)
     T = Z @ X.T
-    E2 = width**2 * (T * T).mean(1, keepdim=True)
+    # Where the data are narrow along z, so is the smoothing.
+    E2 = width**2 * torch.minimum(scale**2 * square, X.shape[1] * (T * T).mean(1, keepdim=True))
     Q = torch.sqrt(torch.addcmul(E2, T, T))
     D = T + Q  # twice the smoothed ReLU
     SV = unit_rows(D @ V) @ V.T

@@ -82,8 +82,9 @@ def slide_scalar(
 
 def _setting(problem: Problem, signs: Tensor, at: tuple[Tensor, Tensor], level: float) -> _Setting:
     Z, T = at
-    floor = 1e-2 * level * float(Z.norm(dim=1).max()) + 1e-14
-    return _Setting(problem, signs, squared_widths(T, level, problem.n_inputs), floor)
+    norms = Z.norm(dim=1)
+    E2 = squared_widths(T, norms, level, problem.typical_activation(), problem.n_inputs)
+    return _Setting(problem, signs, E2, 1e-2 * level * float(norms.max()) + 1e-14)
 
 
 def _evaluate(setting: _Setting, Z: Tensor, bias: Tensor, T: Tensor) -> _Point:

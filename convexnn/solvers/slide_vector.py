@@ -47,7 +47,7 @@ def slide_vector(
     """Neurons near a stationary point for their pattern of kinks, and the dual point V there."""
     level = levels.start
     T = neurons.W @ problem.X.T
-    setting = _setting(problem, T, levels.start)
+    setting = _setting(problem, (neurons, T), levels.start)
     point = _evaluate(setting, neurons, T)
     dual = point.act.T / point.act.Q
     for _ in range(max_steps):
@@ -61,15 +61,17 @@ def slide_vector(
             if finer is None:
                 break
             level = finer
-            setting = _setting(problem, point.act.T, level)
+            setting = _setting(problem, (point.neurons, point.act.T), level)
             point = _evaluate(setting, point.neurons, point.act.T)
         if time.perf_counter() > deadline:
             break
     return point.neurons, problem.dual_point(point.F)
 
 
-def _setting(problem: Problem, T: Tensor, level: float) -> _Setting:
-    return _Setting(problem, squared_widths(T, level, problem.n_inputs))
+def _setting(problem: Problem, at: tuple[Neurons, Tensor], level: float) -> _Setting:
+    neurons, T = at
+    norms = neurons.W.norm(dim=1)
+    return _Setting(problem, squared_widths(T, norms, level, problem.typical_activation(), problem.n_inputs))
 
 
 def _evaluate(setting: _Setting, neurons: Neurons, T: Tensor) -> _Point:

@@ -48,10 +48,13 @@ class Activations:
         return 0.5 * (self.Q - self.T.abs())
 
 
-def squared_widths(T: Float[Tensor, "k n"], level: float, n_inputs: int) -> Float[Tensor, "k 1"]:
-    """E^2, relative to the size that x'w_j has on the data, so that narrow directions are resolved too."""
-    squares = (T * T).mean(1, keepdim=True)
-    return level**2 * n_inputs * torch.maximum(squares, 1e-6 * squares.max())
+def squared_widths(
+    T: Float[Tensor, "k n"], norms: Float[Tensor, " k"], level: float, typical: float, n_inputs: int
+) -> Float[Tensor, "k 1"]:
+    """E^2, relative to the typical size of x'w_j, or to its size on the data where that is smaller."""
+    isotropic = (typical * torch.maximum(norms, 1e-3 * norms.max()))[:, None] ** 2
+    squares = n_inputs * (T * T).mean(1, keepdim=True)
+    return level**2 * torch.minimum(isotropic, torch.maximum(squares, 1e-6 * squares.max()))
 
 
 def dual_slope(W: Float[Tensor, "k n"], R: Float[Tensor, "k n"], Q: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
