@@ -104,7 +104,7 @@ def ascend(
     steps: int = 3,
     pairs: ColumnPairs | None = None,
 ) -> Candidates:
-    """Local maxima from the given starts; ``levels`` are smoothing widths relative to ``scale``."""
+    """Climbs from the given starts; ``levels`` are smoothing widths relative to ``scale``, the typical |x|."""
     start = evaluate(X, V, U)
     Z = start.U * start.values.clamp(min=torch.finfo(X.dtype).tiny)[:, None]
     for level in levels:
@@ -271,18 +271,18 @@ def search(
 
     Near the optimum hundreds of local maxima lie within a percent of the weight decay, and the ones
     above it have small basins next to others that are almost as high: perturbing the best maxima
-    finds them 20 to 50 times as often as fresh starts do. The climbs are in single precision, the
+    finds them far more often than fresh starts do. The climbs are in single precision, the
     best of them polished in that of X. A value above ``enough`` ends the search.
     """
 
-    half, half_V = X.float(), V.float()
-    tiny = float(half_V.abs().max())  # values far below one would underflow in single precision
-    half_V = half_V / tiny if tiny > 0 else half_V
+    single, single_V = X.float(), V.float()
+    largest = float(single_V.abs().max())  # values far below one would underflow in single precision
+    single_V = single_V / largest if largest > 0 else single_V
 
     def climb(U: Tensor) -> Candidates:
         U = U.float()
         for level in effort.levels:
-            found = ascend(half, half_V, U, scale=scale, levels=(level,), steps=effort.steps)
+            found = ascend(single, single_V, U, scale=scale, levels=(level,), steps=effort.steps)
             # Starts that met go on as one, and of the others the better part.
             U = distinct(found, max(32, int(effort.survivors * len(found))), 0.99999).U
         return evaluate(X, V, U.to(X.dtype))

@@ -12,10 +12,10 @@ class Status(enum.Enum):
     """How a run ended; the value is the sentence a user reads."""
 
     CONVERGED = "The gap is at most tol, and fresh starts confirmed it."
-    NULL = "Weight decay is at or above its null level: the zero network is optimal."
+    NULL = "No neuron was found that pays for its weights: the constant network is within tol of the bound."
     MAX_SECONDS = "The time limit was reached: this is the best network found, with its own gap."
     MAX_ROUNDS = "The round limit was reached: this is the best network found, with its own gap."
-    STALLED = "No round improved the network or the bound any more: numerical accuracy is exhausted."
+    STALLED = "Several rounds in a row improved neither the network nor the bound: this is the best network found."
     INTERRUPTED = "The run was interrupted: this is the best network found, with its own gap."
     NON_FINITE = "A non-finite number appeared: this is the last network that was finite."
 

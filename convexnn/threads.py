@@ -8,7 +8,7 @@ import torch
 from convexnn.problem import Problem
 
 # Entries of the largest activation matrix times columns of X, below which torch's threads wait for each
-# other longer than they work; where other programs use the cores, by a factor of five to twenty.
+# other longer than they work; where other programs use the cores, by a factor of three to five.
 _WORTH_THREADS = 2**27
 _STARTS = 200
 

@@ -78,7 +78,7 @@ def train(
     loss:
         ``"squared"`` ((f - y)^2 / 2), ``"logistic"``, ``"hinge"`` or ``"softmax"``.
     weight_decay:
-        Above zero. At or above its null level the zero network is optimal, and the status says so.
+        Above zero. Where no neuron pays for its weights the constant network is returned, with status NULL.
     method:
         ``"global"``: sliding Frank-Wolfe over all activation patterns.
     hidden_bias, output_bias:
@@ -223,8 +223,10 @@ def _best_bound(task: _Task, neurons: Neurons, objective: float, limits: Limits,
     if relative_gap(objective, own.dual.bound, problem.floor()) <= limits.tol:
         return own.dual.bound
     answer = solve(problem, SlidingFrankWolfe(), start=None, limits=limits, seed=seed)
-    # A bound above a network that exists was wrong: the search missed a neuron.
-    return max(b for b in (own.dual.bound, answer.bound) if b <= answer.objective or b == answer.bound)
+    # A bound above a network that exists is wrong: the search missed a neuron.
+    best = min(objective, answer.objective)
+    bounds = (own.dual.bound, answer.bound)
+    return max((bound for bound in bounds if bound <= best), default=min(bounds))
 
 
 def _check_method(method: str, dtype: torch.dtype) -> None:

@@ -43,7 +43,7 @@ class HingeLoss(AbstractMarginLoss):
         return 0.5 * self.weights[:, None] * self.targets * (1 + ratio)
 
     def curvature(self, F: Float[Tensor, "n 1"], dual: Tensor | None = None) -> Tensor:
-        """C (1 - w t/q) / (2 q), which at w = t/q is the second derivative c mu^2 / (2 q^3)."""
+        """The weights c times (1 - w t/q) / (2 q), which at w = t/q is the second derivative c mu^2 / (2 q^3)."""
         t, q = self._slack(F)
         q = q.clamp(min=1e-150)
         return 0.5 * self.weights[:, None] * (1 - (t / q if dual is None else dual) * t / q).clamp(min=1e-12) / q

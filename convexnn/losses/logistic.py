@@ -23,7 +23,7 @@ class LogisticLoss(AbstractMarginLoss):
         return self.weights[:, None] * self.targets * torch.sigmoid(-self.targets * F)
 
     def curvature(self, F: Float[Tensor, "n 1"], dual: Tensor | None = None) -> Tensor:
-        """C p (1 - p)."""
+        """The weights times p (1 - p)."""
         del dual
         p = torch.sigmoid(F)
         return self.weights[:, None] * p * (1 - p)

@@ -28,12 +28,12 @@ class SoftmaxLoss(AbstractLoss):
         return torch.softmax(F, 1)
 
     def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
-        """C (diag(p) - p p') dF for each sample."""
+        """(diag(p) - p p') dF for each sample, times its weight."""
         weighted = curvature * dF
         return self.weights[:, None] * (weighted - curvature * weighted.sum(1, keepdim=True))
 
     def quadratic_form(self, curvature: Tensor, A: Float[Tensor, "k K"]) -> Float[Tensor, "k n"]:
-        """C times the variance of a_j under p_i."""
+        """The variance of a_j under p_i, times the weight of sample i."""
         return self.weights * ((A * A) @ curvature.T - (A @ curvature.T) ** 2)
 
     def _probabilities(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
