@@ -4,7 +4,7 @@ Zhang et al., "Efficient neural network robustness certification with general ac
 2018; the dual norm, or the region's own minimum, ends each substitution.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from certify.bounds.backward import Form, Step, flat_length, lower_bound, make_step, margin_form
+from certify.bounds.backward import Step, lower_bound, make_step, margin_form
 from certify.bounds.base import AbstractMethod, Bounds, place
+from certify.bounds.entries import entries_of
 from certify.bounds.ibp import IBP, interval_of
 from certify.ir import Graph
-from certify.ir.ops import AbstractAffine, Linear
+from certify.ir.ops import AbstractAffine
 from certify.properties import Margins
 from certify.regions import AbstractRegion
 from certify.relaxations import relaxation_of
@@ -103,7 +104,7 @@ def _one_side(
     """The lower bound, or where `below` is false the upper one, of the wanted entries of node k."""
     lower, upper = bounds[k]
     found = torch.full_like(lower.flatten(1), -torch.inf)
-    entry = _entries(graph, steps, k, below)
+    entry = entries_of(graph, steps, k, below)
     for part, index in _chunks(wanted, max(prod(node.shape) for node in graph.nodes[: k + 1])):
         minimum = partial(region.minimum, inputs=part)
         found[part[:, None], index] = lower_bound(graph, minimum, steps, entry(part, index), inputs=part)
@@ -135,31 +136,3 @@ def _undecided(graph: Graph, bounds: Bounds, k: int) -> Bool[Tensor, "batch *sha
     readers = [graph.nodes[j].op for j in graph.consumers[k]]
     masks = [relaxation_of(op).undecided(lower, upper) for op in readers if not isinstance(op, AbstractAffine)]
     return torch.stack(masks).any(0)
-
-
-def _entries(
-    graph: Graph, steps: Mapping[int, Step], k: int, below: Bool[Tensor, "batch n"]
-) -> Callable[[Int[Tensor, " inputs"], Int[Tensor, "inputs rows"]], Form]:
-    """Makes forms of entries of node k, or (where `below` is false) of their negatives.
-
-    The entries of a linear layer are forms already, its rows, on what the layer reads.
-    """
-    node, error = graph.nodes[k], steps[k].error
-    linear = isinstance(node.op, Linear)
-    if isinstance(node.op, Linear):
-        rows, constants = node.op.weight, node.op.bias
-    else:
-        rows = torch.eye(below.shape[1], dtype=error.dtype, device=error.device)
-        constants, error = torch.zeros_like(rows[0]), torch.zeros_like(error)
-    start = node.inputs[0] if linear else k
-    shape = graph.nodes[start].shape
-    length = flat_length(rows.unsqueeze(0))[0]
-    rows, constants = torch.cat([rows, -rows]), torch.cat([constants, -constants])
-    signed = torch.arange(below.shape[1], device=below.device) + below.shape[1] * (~below)
-
-    def entry(part: Int[Tensor, " inputs"], index: Int[Tensor, "inputs rows"]) -> Form:
-        chosen = signed[part].gather(1, index)
-        picked = rows.index_select(0, chosen.flatten()).reshape((*index.shape, *shape))
-        return Form(start, picked, constants[chosen], error[part], length[index])
-
-    return entry

@@ -144,6 +144,20 @@ def test_chunks_change_nothing(name, monkeypatch):
         torch.testing.assert_close(chunked.upper[k][unstable], upper[unstable], rtol=1e-11, atol=1e-11)
 
 
+@by_region
+@pytest.mark.parametrize("name", ["deep", "no-bias", "float64", "batch-norm"])
+def test_fused_layers_give_what_one_layer_at_a_time_gives(name, region_name, monkeypatch):
+    graph = graph_of(name)
+    region = region_for(graph, region_name, seed=62)
+    monkeypatch.setattr("certify.bounds.entries._MOST_BENT", 1.0)
+    fused = CROWN()(graph, region)
+    monkeypatch.setattr("certify.bounds.entries._MOST_BENT", -1.0)
+    plain = CROWN()(graph, region)
+    for k in graph.relaxed:
+        torch.testing.assert_close(fused.lower[k], plain.lower[k], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(fused.upper[k], plain.upper[k], rtol=1e-11, atol=1e-11)
+
+
 @by_method
 @by_name
 def test_bounds_of_a_batch_are_the_bounds_of_its_inputs(name, method):

@@ -66,6 +66,30 @@ def test_no_bound_is_above_the_rational_minimum(seed, scale, dtype):
                 assert float(true - Fraction(computed)) <= 1e3 * torch.finfo(dtype).eps * size
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("seed", range(5))
+def test_fused_layers_stay_below_rational_samples(seed, dtype):
+    """Unstable, active and dead neurons; the graph is evaluated at rational points without any rounding."""
+    g = seeded(seed + 80)
+    first, second = (torch.randn(6, n, generator=g, dtype=torch.float64) for n in (3, 6))
+    shift = torch.randn(6, generator=g, dtype=torch.float64)
+    graph = Graph.start((3,)).append(Linear(first, shift)).append(ReLU())
+    graph = graph.append(Linear(second, 1e4 * shift)).append(ReLU()).append(Linear(second, shift))
+    centre = torch.rand(1, 3, generator=g, dtype=torch.float64)
+    region = Box(centre - 0.3, centre + 0.3)
+    bounds = METHODS[-1](graph, region.to(dtype))
+    for _ in range(20):
+        point = region.sample(g)
+        hidden = [max(a[0] + b[0], Fraction(0)) for a, b in pairs(product(exact(first), exact(point.T)), shift)]
+        wide = [a[0] + b[0] for a, b in pairs(product(exact(second), [[h] for h in hidden]), 1e4 * shift)]
+        for value, low, high in zip(wide, bounds.lower[3][0].tolist(), bounds.upper[3][0].tolist(), strict=True):
+            assert Fraction(low) <= value <= Fraction(high)
+
+
+def pairs(left, vector):
+    return zip(left, exact(vector[:, None]), strict=True)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_minima_of_balls_are_below_the_rational_value_of_any_point(norm):
     """Points built from exact rationals inside the ball, close to its extreme ones."""
