@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from certify.errors import InvalidInputError
 from certify.inputs import as_inputs, as_labels
-from certify.search import Deadline, Outcome, Plan, Problem, climb
+from certify.search import Deadline, Outcome, Plan, Problem
+from certify.search.climb import climb
 from certify.setup import make_problem, plan_of
 from certify.threads import threads_for
 from certify.verdict import Status

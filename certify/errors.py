@@ -24,5 +24,17 @@ class TrainModeError(InvalidInputError):
     """A network whose forward pass is random, or depends on the batch, because it is in train mode."""
 
 
+class QueryError(InvalidInputError):
+    """A property file that cannot be read: malformed, undeclared names, wrong sizes, not linear, too large."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message if line is None else f"line {line}: {message}")
+        self.message, self.line = message, line
+
+
+class EmptyQueryError(QueryError):
+    """A property that no input can have: every box has a lower limit above its upper one."""
+
+
 class ImportMismatchError(CertifyError, RuntimeError):
     """The imported graph does not compute what the original network computes."""

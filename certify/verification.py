@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from certify.errors import InvalidInputError
 from certify.inputs import as_inputs, as_label
-from certify.search import Deadline, Outcome, Plan, Problem, climb
+from certify.search import Deadline, Outcome, Plan, Problem
+from certify.search.climb import climb
 from certify.setup import make_problem, plan_of
 from certify.threads import threads_for
 from certify.verdict import Status, Verdict

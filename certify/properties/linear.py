@@ -1,0 +1,258 @@
+"""Linear constraints in exact arithmetic, and disjunctions of them as the cases of a query."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from itertools import product
+from math import gcd, inf, lcm, nextafter, prod
+from typing import NamedTuple
+
+import numpy as np
+
+from certify.errors import EmptyQueryError, QueryError
+from certify.properties.query import Case, Query, around, enclose
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_LONGEST_NUMBER = 400  # characters
+# What the disjunctions of one file may expand to.
+MOST_CONSTRAINTS = 2_000_000
+_LARGEST = Decimal("1e300")
+_SMALLEST = Decimal("1e-300")
+
+# A variable is a pair ("X" or "Y", number).
+Variable = tuple[str, int]
+
+
+class Atom(NamedTuple):
+    """sum of coefficients * variables <= (or <, if strict) constant; `at` tells where it was written."""
+
+    coefficients: tuple[tuple[Variable, Fraction], ...]
+    constant: Fraction
+    strict: bool
+    at: int
+
+
+class Bound(NamedTuple):
+    """variable <= (or >=) a number that lies between two doubles: the common atom, without fractions."""
+
+    variable: Variable
+    upper: bool
+    below: float
+    above: float
+    strict: bool
+    at: int
+
+
+Constraint = Atom | Bound
+
+
+def number(text: str) -> Decimal | None:
+    """The decimal number that a token writes; None where it writes none.
+
+    Raises:
+        QueryError: for a number of excessive length or size.
+    """
+    if len(text) > _LONGEST_NUMBER:
+        raise QueryError(f"a number or name has {len(text)} characters; expected at most {_LONGEST_NUMBER}")
+    if not _NUMBER.fullmatch(text):
+        return None
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        raise QueryError(f"the number {text[:40]} is out of range") from None
+    if abs(value) > _LARGEST or 0 < abs(value) < _SMALLEST:
+        raise QueryError(f"the number {text[:40]} is out of range; expected 0 or a size from 1e-300 to 1e300")
+    return value
+
+
+def fraction(value: Decimal) -> Fraction:
+    """Exactly the same number."""
+    return Fraction(value)
+
+
+def bound(variable: Variable, value: Decimal, *, upper: bool, strict: bool, at: int) -> Bound:
+    """variable <= value, or variable >= value."""
+    near = float(value)
+    below, above = around(near, (near > value) - (near < value))
+    return Bound(variable, upper, below, above, strict, at)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many inputs and outputs a query declares, and a limit on its size once disjunctions are expanded."""
+
+    n_inputs: int
+    n_outputs: int
+    max_numbers: int = 10_000_000
+
+
+class Box:
+    """The limits of one box while it is read: outward and inward at once."""
+
+    def __init__(self, size: int) -> None:
+        # rows: lower, upper as bounds; lower, upper as written
+        self.limits = np.tile(np.array([[-np.inf], [np.inf]]), (2, size))
+        self.emptied: EmptyQueryError | None = None
+
+    def copy(self) -> "Box":
+        """An independent copy."""
+        twin = Box(0)
+        twin.limits, twin.emptied = self.limits.copy(), self.emptied
+        return twin
+
+    def add(self, item: Bound) -> None:
+        """One more limit."""
+        j, limits = item.variable[1], self.limits
+        exact = item.below == item.above
+        if item.upper:
+            inner = nextafter(item.below, -inf) if item.strict and exact else item.below
+            limits[1, j], limits[3, j] = min(limits[1, j], item.above), min(limits[3, j], inner)
+        else:
+            inner = nextafter(item.above, inf) if item.strict and exact else item.above
+            limits[0, j], limits[2, j] = max(limits[0, j], item.below), max(limits[2, j], inner)
+        if limits[0, j] > limits[1, j]:
+            self.emptied = EmptyQueryError(
+                f"the box is empty: X_{j} is at least {limits[0, j]} and at most {limits[1, j]}", item.at
+            )
+
+
+def as_bound(item: Constraint) -> Constraint:
+    """A constraint on a single variable as a bound."""
+    if isinstance(item, Bound) or len(item.coefficients) != 1:
+        return item
+    ((variable, factor),) = item.coefficients
+    below, above = enclose(item.constant / factor)
+    return Bound(variable, factor > 0, below, above, item.strict, item.at)
+
+
+def conjunction(parts: Sequence[Sequence[Sequence[Constraint]]]) -> list[list[Constraint]]:
+    """A conjunction of disjunctions of conjunctions, expanded.
+
+    Raises:
+        QueryError: if it is too large.
+    """
+    cases = prod(map(len, parts))
+    total = sum(cases // max(len(part), 1) * sum(map(len, part)) for part in parts)
+    if cases > 1 and cases + total > MOST_CONSTRAINTS:
+        raise QueryError(
+            f"a conjunction of disjunctions expands to {cases} cases of {total} constraints;"
+            f" expected at most {MOST_CONSTRAINTS}: split the file"
+        )
+    return [[item for option in options for item in option] for options in product(*parts)]
+
+
+def query_of(
+    common: Sequence[Constraint], disjunctions: Iterable[Sequence[Sequence[Constraint]]], sizes: Sizes
+) -> Query:
+    """The cases of `common and (first or second or ...) and ...`.
+
+    Raises:
+        QueryError: for inputs without both limits, boxes that are all empty, constraints that relate inputs to
+            each other or to outputs, coefficients beyond doubles, or too many cases. Its `line` is the `at` of
+            the constraint.
+    """
+    chosen: Sequence[Sequence[Constraint]] = [()]
+    for options in disjunctions:
+        chosen = conjunction([chosen, options])
+    base = Box(sizes.n_inputs)
+    shared_rows: list[Constraint] = []
+    for item in common:
+        _place(item, base, shared_rows)
+    return _cases(base, shared_rows, chosen, sizes)
+
+
+def _place(item: Constraint, box: Box, rows: list[Constraint]) -> None:
+    item = as_bound(item)
+    if isinstance(item, Bound):
+        if item.variable[0] == "X":
+            box.add(item)
+        else:
+            rows.append(item)
+        return
+    kinds = {variable[0] for variable, _ in item.coefficients}
+    if kinds == {"Y"}:
+        rows.append(item)
+    elif "X" in kinds:
+        what = "an input to outputs" if "Y" in kinds else "several inputs to each other"
+        raise QueryError(
+            f"a constraint relates {what}; supported are boxes of inputs and polytopes of outputs", item.at
+        )
+    elif item.constant < 0 or (item.constant == 0 and item.strict):
+        box.emptied = EmptyQueryError("a constraint without variables is never true", item.at)
+
+
+def _cases(base: Box, shared: list[Constraint], chosen: Sequence[Sequence[Constraint]], sizes: Sizes) -> Query:
+    cases: list[Case] = []
+    boxes: dict[bytes, tuple[np.ndarray, ...]] = {}
+    numbers, emptied = 0, base.emptied
+    for extra in chosen:
+        rows = list(shared)
+        box = base
+        if any(_limits_input(item) for item in extra):
+            box = base.copy()
+        for item in extra:
+            _place(item, box, rows)
+        if box.emptied is not None:
+            emptied = box.emptied
+            continue
+        arrays = boxes.setdefault(box.limits.tobytes(), tuple(box.limits.copy()))
+        numbers += len(rows) * sizes.n_outputs
+        if numbers > sizes.max_numbers or len(boxes) * sizes.n_inputs > sizes.max_numbers:
+            raise QueryError(f"its cases need more than {sizes.max_numbers} numbers; split the file")
+        cases.append(_case(arrays, rows, sizes))
+    if not cases:
+        assert emptied is not None
+        raise emptied
+    return Query(tuple(cases))
+
+
+def _limits_input(item: Constraint) -> bool:
+    """Whether it can change the box (one without variables can empty it)."""
+    variables = [item.variable] if isinstance(item, Bound) else [v for v, _ in item.coefficients]
+    return not variables or any(kind == "X" for kind, _ in variables)
+
+
+def _case(limits: tuple[np.ndarray, ...], rows: Sequence[Constraint], sizes: Sizes) -> Case:
+    lower, upper, inner_lower, inner_upper = limits
+    open_sides = np.flatnonzero(~(np.isfinite(lower) & np.isfinite(upper)))
+    if len(open_sides):
+        side = "lower" if not np.isfinite(lower[open_sides[0]]) else "upper"
+        raise QueryError(f"X_{open_sides[0]} has no {side} limit; every input needs both")
+    A = np.zeros((len(rows), sizes.n_outputs))
+    b, inner_b = np.zeros(len(rows)), np.zeros(len(rows))
+    for k, item in enumerate(rows):
+        b[k], inner_b[k] = _fill(A[k], item)
+    return Case(lower, upper, A, b, inner_lower, inner_upper, inner_b)
+
+
+def _fill(row: np.ndarray, item: Constraint) -> tuple[float, float]:
+    """Write the coefficients; the constant rounded up, and down (further if strict)."""
+    if isinstance(item, Bound):
+        row[item.variable[1]] = 1.0 if item.upper else -1.0
+        below, above = (item.below, item.above) if item.upper else (-item.above, -item.below)
+    else:
+        factor = _scale([c for _, c in item.coefficients], item.at)
+        for (_, j), coefficient in item.coefficients:
+            row[j] = float(coefficient * factor)
+        below, above = enclose(item.constant * factor)
+    return above, nextafter(below, -inf) if item.strict and below == above else below
+
+
+def _scale(coefficients: list[Fraction], at: int) -> Fraction:
+    """A positive factor that makes all coefficients doubles, exactly."""
+    if all(_is_double(c) for c in coefficients):
+        return Fraction(1)
+    common = lcm(*(c.denominator for c in coefficients))
+    factor = Fraction(common, gcd(*(c.numerator * (common // c.denominator) for c in coefficients)))
+    if not all(_is_double(c * factor) for c in coefficients):
+        raise QueryError("the coefficients of a constraint have no common scale on which doubles hold them", at)
+    return factor
+
+
+def _is_double(value: Fraction) -> bool:
+    try:
+        return Fraction(float(value)) == value
+    except OverflowError:
+        return False
