@@ -38,3 +38,7 @@ class EmptyQueryError(QueryError):
 
 class ImportMismatchError(CertifyError, RuntimeError):
     """The imported graph does not compute what the original network computes."""
+
+
+class MissingDependencyError(CertifyError, ImportError):
+    """An optional package that this needs is not installed."""

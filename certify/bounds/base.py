@@ -80,7 +80,7 @@ class AbstractMethod(ABC):
 
 def place(graph: Graph, like: Tensor) -> Graph:
     """The graph in the precision and on the device of a tensor."""
-    arrays = (v for n in graph.nodes for v in vars(n.op).values() if hasattr(v, "dtype"))
+    arrays = (v for n in graph.nodes for v in n.op.weights.values())
     if all(isinstance(v, Tensor) and v.dtype == like.dtype and v.device == like.device for v in arrays):
         return graph
     return graph.map_arrays(partial(torch.as_tensor, dtype=like.dtype, device=like.device))

@@ -1,7 +1,7 @@
 """A network as a directed acyclic graph of operations."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +11,19 @@ from certify.ir.ops import AbstractAffine, AbstractOp, Input, Linear, Reshape, S
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """An operation, the ids of the nodes it reads, and the shape of its result without the batch axis."""
+    """One step of the computation.
+
+    Attributes:
+        op: the operation.
+        inputs: ids of the nodes it reads.
+        shape: shape of its result, without the batch axis.
+        hints: ids of nodes whose largest entry it is, for operations of which that is known: intervals may use it.
+    """
 
     op: AbstractOp
     inputs: tuple[int, ...]
     shape: Shape
+    hints: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,4 +96,4 @@ class Graph:
 
     def map_arrays(self, convert: Callable[[Any], Any]) -> "Graph":
         """The graph with every array converted."""
-        return Graph(tuple(Node(n.op.map_arrays(convert), n.inputs, n.shape) for n in self.nodes))
+        return Graph(tuple(replace(n, op=n.op.map_arrays(convert)) for n in self.nodes))

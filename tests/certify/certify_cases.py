@@ -8,7 +8,20 @@ from torch import nn
 from certify.bounds import CROWN, IBP
 from certify.ir.from_torch import graph_from_torch
 from certify.ir.graph import Graph
-from certify.ir.ops import Input, Linear, ReLU, Reshape, Scale
+from certify.ir.ops import (
+    AxisLinear,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Input,
+    Linear,
+    Maximum,
+    ReLU,
+    Reshape,
+    Scale,
+    Select,
+    Sum,
+)
 from certify.regions import Box, LpBall
 from certify.regions.base import AbstractRegion
 
@@ -83,7 +96,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 METHODS = [IBP(), CROWN(hidden=False), CROWN()]  # loosest first
-OPERATIONS = [Input, Linear, ReLU, Reshape, Scale]
+OPERATIONS = [Input, AxisLinear, Concat, Conv, ConvTranspose, Linear, Maximum, ReLU, Reshape, Scale, Select, Sum]
 
 
 def graph_of(name: str) -> Graph:

@@ -3,6 +3,7 @@
 from itertools import product
 
 import numpy as np
+import pytest
 import torch
 from scipy.optimize import linprog
 
@@ -41,23 +42,40 @@ def margins_below_samples(
         assert (value >= lower - 1e-13 * (1 + value.abs())).all()
 
 
-def adjoint_matches_forward(op: AbstractAffine, shape: tuple[int, ...], seed: int) -> None:
-    """c'(A x + b) = (A'c)'x + c'b, and |A| r bounds every A x with |x| <= r and is reached."""
+def adjoint_matches_forward(op: AbstractAffine, shapes: tuple[tuple[int, ...], ...], seed: int) -> None:
+    """c'(A x + b) = (A'c)'x + c'b; |A| r bounds every A x with |x| <= r and is reached; numpy does as torch does."""
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn((5, *shape), generator=g, dtype=torch.float64)
-    out = op.output_shape(shape)
+    x = [torch.randn((5, *shape), generator=g, dtype=torch.float64) for shape in shapes]
+    out = op.output_shape(*shapes)
+    assert op.forward(*x).shape == (5, *out)
     c = torch.randn((5, 4, *out), generator=g, dtype=torch.float64)
-    left = (c * op.forward(x).unsqueeze(1)).flatten(2).sum(2)
-    (row,) = op.adjoint(c)
-    right = (row * x.unsqueeze(1)).flatten(2).sum(2) + op.offset(c)
+    left = (c * op.forward(*x).unsqueeze(1)).flatten(2).sum(2)
+    rows = op.adjoint(c)
+    right = sum((r * v.unsqueeze(1)).flatten(2).sum(2) for r, v in zip(rows, x, strict=True)) + op.offset(c)
     torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
-    radius = torch.rand((5, *shape), generator=g, dtype=torch.float64)
-    shift = op.forward(torch.zeros_like(x))
-    moved = (op.forward(radius * x.sign()) - shift).abs()
-    assert (moved <= op.spread(radius) + 1e-12).all()
-    unit = torch.eye(radius[0].numel(), dtype=torch.float64).reshape(-1, *shape)
-    columns = (op.forward(unit) - op.forward(torch.zeros_like(unit))).abs()
-    torch.testing.assert_close(op.spread(radius)[0], (columns * radius[0].reshape(-1, *[1] * len(out))).sum(0))
+    shift = op.forward(*(torch.zeros_like(v) for v in x))
+    torch.testing.assert_close(torch.as_tensor(op.offset_size()).double().expand(out), shift[0].abs())
+    for k in range(len(x)):
+        spread_is_reached(op, shapes, k, g)
+    plain = op.map_arrays(lambda v: v.numpy())
+    assert plain.forward(*(v.numpy() for v in x)) == pytest.approx(op.forward(*x).numpy(), abs=1e-12)
+    assert plain.spread(*(v.abs().numpy() for v in x)) == pytest.approx(op.spread(*(v.abs() for v in x)), abs=1e-12)
+    for ours, theirs in zip(plain.adjoint(c.numpy()), rows, strict=True):
+        assert ours == pytest.approx(theirs.numpy(), abs=1e-12)
+    assert np.asarray(plain.offset(c.numpy())) == pytest.approx(np.asarray(op.offset(c)), abs=1e-12)
+
+
+def spread_is_reached(op: AbstractAffine, shapes: tuple[tuple[int, ...], ...], k: int, g: torch.Generator) -> None:
+    """Column by column of the k-th input's matrix."""
+    radius = torch.rand((1, *shapes[k]), generator=g, dtype=torch.float64)
+    count = radius[0].numel()
+    unit = torch.eye(count, dtype=torch.float64).reshape(-1, *shapes[k])
+    zeros = [torch.zeros((count, *shape), dtype=torch.float64) for shape in shapes]
+    columns = (op.forward(*zeros[:k], unit, *zeros[k + 1 :]) - op.forward(*zeros)).abs()
+    radii = [torch.zeros((1, *shape), dtype=torch.float64) for shape in shapes]
+    spread = op.spread(*radii[:k], radius, *radii[k + 1 :])[0]
+    weights = radius.reshape(-1, *[1] * (columns.ndim - 1))
+    torch.testing.assert_close(spread, (columns * weights).sum(0), rtol=1e-12, atol=1e-12)
 
 
 def relaxation_brackets(record: object, op: AbstractOp, seed: int) -> None:

@@ -1,5 +1,6 @@
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from certify_cases import NETWORKS, OPERATIONS, graph_of, mlp, randomised, seeded
@@ -11,7 +12,22 @@ from certify.bounds import METHODS
 from certify.ir import ops, simplify
 from certify.ir.from_torch import RULES, graph_from_torch
 from certify.ir.graph import Graph
-from certify.ir.ops import AbstractAffine, AbstractOp, Linear, ReLU, Reshape, Scale
+from certify.ir.ops import (
+    AbstractAffine,
+    AbstractOp,
+    AxisLinear,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Linear,
+    Maximum,
+    ReLU,
+    Reshape,
+    Scale,
+    Select,
+    Sum,
+    Window,
+)
 from certify.regions import Box
 from certify.relaxations import RELAXATIONS, relaxation_of
 
@@ -20,10 +36,29 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
 
 
+SAME = Window((3, 2), (2, 1), (1, 0), (0, 1), (1, 2))
+
+# name -> (operation, shapes of what it reads)
 AFFINE = {
-    Linear: (Linear(normal(4, 6), normal(4, seed=1)), (6,)),
-    Scale: (Scale(normal(6), normal(6, seed=1)), (6,)),
-    Reshape: (Reshape((2, 3), (6,)), (2, 3)),
+    "Linear": (Linear(normal(4, 6), normal(4, seed=1)), (6,)),
+    "AxisLinear": (AxisLinear(normal(4, 6), normal(4, seed=1)), (2, 3, 6)),
+    "Scale": (Scale(normal(6), normal(6, seed=1)), (6,)),
+    "Scale by channel": (Scale(normal(3, 1, 1), normal(1, 1, 1, seed=1)), (3, 2, 4)),
+    "Reshape": (Reshape((2, 3), (6,)), (2, 3)),
+    "Select": (Select((2, 3), np.array([[5, 5], [-1, 0]])), (2, 3)),
+    "Select often": (Select((2,), np.arange(90).reshape(9, 10) % 3 - 1), (2,)),
+    "Concat": (Concat(1, (2, 1, 3)), (2, 2, 2), (2, 1, 2), (2, 3, 2)),
+    "Sum": (Sum((1.0, -2.5, 0.5)), (3, 2), (3, 2), (3, 2)),
+    "Maximum": (Maximum(), (4,), (4,)),
+    "Conv 1d": (Conv(normal(4, 3, 2), normal(4), (7,), Window((2,), (3,), (2,), (2,), (2,))), (3, 7)),
+    "Conv 2d": (Conv(normal(4, 3, 3, 2), normal(4), (5, 6), SAME), (3, 5, 6)),
+    "Conv in groups": (Conv(normal(6, 2, 3, 2), normal(6), (6, 5), SAME, 3), (6, 6, 5)),
+    "Conv 3d": (
+        Conv(normal(2, 1, 2, 2, 2), normal(2), (3, 4, 3), Window((2,) * 3, (1, 2, 1), (0,) * 3, (0,) * 3, (1,) * 3)),
+        (1, 3, 4, 3),
+    ),
+    "ConvTranspose": (ConvTranspose(normal(4, 3, 3, 2), normal(3), (6, 5), SAME), (4, 3, 4)),
+    "ConvTranspose in groups": (ConvTranspose(normal(6, 2, 3, 2), normal(6), (5, 5), SAME, 3), (6, 2, 4)),
 }
 
 
@@ -34,14 +69,22 @@ def test_every_operation_is_listed_and_has_its_rule():
         if issubclass(c, AbstractOp) and not c.__name__.startswith("Abstract")
     ]
     assert set(concrete) == set(OPERATIONS)
-    assert {c for c in concrete if issubclass(c, AbstractAffine)} == set(AFFINE)
+    assert {c for c in concrete if issubclass(c, AbstractAffine)} == {type(op) for op, *_ in AFFINE.values()}
     rest = {c for c in concrete if not issubclass(c, AbstractAffine)} - {ops.Input}
     assert rest == set(RELAXATIONS)
 
 
-@pytest.mark.parametrize("kind", AFFINE)
-def test_affine_operations_know_their_transpose(kind):
-    adjoint_matches_forward(*AFFINE[kind], seed=3)
+@pytest.mark.parametrize("name", AFFINE)
+def test_affine_operations_know_their_transpose(name):
+    op, *shapes = AFFINE[name]
+    adjoint_matches_forward(op, tuple(shapes), seed=3)
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_affine_operations_refuse_other_shapes(name):
+    op, *shapes = AFFINE[name]
+    with pytest.raises(certify.InvalidInputError, match=r"was given|cannot|expected"):
+        op.output_shape((*shapes[0], 9), *shapes[1:])
 
 
 @pytest.mark.parametrize("kind", RELAXATIONS)
@@ -51,7 +94,7 @@ def test_relaxations_bracket_their_operation(kind):
 
 def test_an_operation_without_a_relaxation_is_named():
     with pytest.raises(certify.UnsupportedOp, match="Linear has no relaxation"):
-        relaxation_of(AFFINE[Linear][0])
+        relaxation_of(AFFINE["Linear"][0])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -87,10 +130,15 @@ def residual(weight, bias):
 
 def test_simplify_leaves_a_node_with_two_readers_alone():
     graph = Graph.start((3,)).append(Linear(normal(3, 3), normal(3))).append(ReLU())
-    graph = graph.append(Linear(normal(3, 3, seed=6), normal(3)), 1)
+    graph = graph.append(Linear(normal(3, 3, seed=6), normal(3)), 1).append(Sum((1.0, 1.0)), 2, 3)
     inputs = normal(20, 3, seed=7)
-    assert len(simplify(graph).nodes) == 4
+    assert len(simplify(graph).nodes) == 5
     torch.testing.assert_close(simplify(graph)(inputs), graph(inputs))
+
+
+def test_simplify_drops_what_nobody_reads():
+    graph = Graph.start((3,)).append(ReLU()).append(Linear(normal(2, 3), normal(2)), 0)
+    assert [type(n.op) for n in simplify(graph).nodes[1:]] == [Linear]
 
 
 def test_simplify_merges_chains_and_drops_identities():
