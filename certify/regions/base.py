@@ -35,6 +35,10 @@ class AbstractRegion(ABC):
         """
 
     @abstractmethod
+    def minimiser(self, rows: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        """A point of each region where row.x is least, up to rounding."""
+
+    @abstractmethod
     def bounding_box(self) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch n"]]:
         """The smallest box around the region, rounded outward."""
 

@@ -54,6 +54,10 @@ class Box(AbstractRegion):
             return interval_minimum(rows, self.centre, self.radius)
         return interval_minimum(rows, self.centre[inputs], self.radius[inputs])
 
+    def minimiser(self, rows: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        """The corner against the row; the centre where the row is zero."""
+        return self.centre - rows.sign() * self.radius
+
     def bounding_box(self) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch n"]]:
         """The limits."""
         return self.lower, self.upper

@@ -117,6 +117,21 @@ class LpBall(AbstractRegion):
     def _eps(self) -> Float[Tensor, ""]:
         return torch.as_tensor(self.eps, dtype=self.centre.dtype, device=self.centre.device)
 
+    def minimiser(self, rows: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        """Where the dual multiplier puts the steps: shared in proportion (l2), the steepest entries first (l1)."""
+        if self.norm == "linf" or self.eps == 0:
+            return self._box.minimiser(rows)
+        weights, caps = rows.abs(), self._caps(-rows)
+        if self.norm == "l2":
+            scale = ball_scale(weights, caps, self.eps)
+            step = torch.minimum(torch.where(weights > 0, scale[:, None] * weights, 0.0), caps)
+        else:
+            order = weights.argsort(dim=1, descending=True)
+            filled = caps.gather(1, order).cumsum(1)
+            room = (self.eps - filled).clamp(max=0) + caps.gather(1, order)
+            step = torch.zeros_like(weights).scatter(1, order, room.clamp(min=0))
+        return self._in_domain(self.centre - rows.sign() * step)
+
     def contains(self, points: Float[Tensor, "batch n"], tolerance: float = 0.0) -> Bool[Tensor, " batch"]:
         """In float64, whatever the precision of the points."""
         points = points.double()

@@ -66,6 +66,16 @@ def test_minimum_is_below_every_sample_and_shared_rows_are_rows(name):
         assert (torch.einsum("tn,bn->bt", rows[0], region.sample(generator)) >= low).all()
 
 
+@by_region
+def test_minimiser_is_in_the_region_and_reaches_the_minimum(name):
+    region = region_of(name, 31, batch=30)
+    rows = torch.randn(30, 6, generator=seeded(32), dtype=torch.float64)
+    rows[0], rows[1, :5] = 0.0, 0.0
+    points = region.minimiser(rows)
+    assert region.contains(points, tolerance=1e-12).all()
+    torch.testing.assert_close((rows * points).sum(1), region.minimum(rows[:, None])[:, 0], rtol=1e-9, atol=1e-9)
+
+
 def test_l1_minimum_in_a_domain_against_linprog():
     region = region_of("l1 in domain", 6, eps=0.9)
     rows = torch.randn(8, 1, 6, generator=seeded(7), dtype=torch.float64)
