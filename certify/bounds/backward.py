@@ -53,7 +53,7 @@ class Step:
 
 def make_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
     """The step through one node, given bounds on what it reads."""
-    return _affine_step(graph, node, bounds) if isinstance(node.op, AbstractAffine) else _relaxed_step(node, bounds)
+    return _affine_step(graph, node, bounds) if isinstance(node.op, AbstractAffine) else relaxed_step(node, bounds)
 
 
 def _affine_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
@@ -64,9 +64,10 @@ def _affine_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
     return Step(gamma(terms, size.dtype) * flat_length(size.unsqueeze(1)))
 
 
-def _relaxed_step(node: Node, bounds: Bounds) -> Step:
+def relaxed_step(node: Node, bounds: Bounds, slope: Float[Tensor, "batch *shape"] | None = None) -> Step:
+    """The step through the linear pieces of a node, with given lower slopes where these are free."""
     (source,) = node.inputs
-    pieces = relaxation_of(node.op).pieces(*bounds[source])
+    pieces = relaxation_of(node.op).pieces(*bounds[source], slope)
     steep = torch.maximum(pieces.lower_slope.abs(), pieces.upper_slope.abs()).flatten(1).amax(1, keepdim=True)
     shift = pieces.upper_intercept.abs()
     if pieces.lower_intercept is not None:
@@ -125,6 +126,7 @@ def lower_bound(
     *,
     stop: int = 0,
     inputs: Int[Tensor, " chosen"] | None = None,
+    multipliers: Mapping[int, Tensor] | None = None,
 ) -> Float[Tensor, "batch rows"]:
     """The form's minimum over the linear relaxation, rounded down; NaN becomes minus infinity.
 
@@ -135,7 +137,10 @@ def lower_bound(
         form: what to bound.
         stop: node at which substitution ends, the input by default; all paths have to lead there.
         inputs: the inputs of the batch that the form is about; by default all.
+        multipliers: by relaxed node, for every row a combination of what the node reads, `(batch, rows, *shape)`,
+            that is known to be at least 0 wherever the bound has to hold: it is subtracted.
     """
+    multipliers = multipliers or {}
     constant, error = form.constant, form.error
     rows: dict[int, Tensor] = {form.node: form.rows}
     lengths: dict[int, Tensor] = {} if form.length is None else {form.node: form.length}
@@ -153,8 +158,10 @@ def lower_bound(
             assert isinstance(node.op, AbstractAffine)
             parts, shift = node.op.adjoint(current), node.op.offset(current)
         constant = constant + shift
+        if k in multipliers:
+            parts = (parts[0] - multipliers[k],)
         for source, part in zip(node.inputs, parts, strict=True):
-            if step.steepness is not None and source not in rows:
+            if step.steepness is not None and source not in rows and k not in multipliers:
                 lengths[source] = length * step.steepness
             else:
                 lengths.pop(source, None)

@@ -44,6 +44,15 @@ class Bounds:
         """Largest absolute value of every entry."""
         return torch.maximum(self.lower[node].abs(), self.upper[node].abs())
 
+    def to(self, dtype: torch.dtype) -> "Bounds":
+        """In another precision, rounded to the nearest."""
+        return Bounds({k: v.to(dtype) for k, v in self.lower.items()}, {k: v.to(dtype) for k, v in self.upper.items()})
+
+    def only(self, nodes: Iterable[int]) -> "Bounds":
+        """The bounds of some of the nodes."""
+        nodes = tuple(nodes)
+        return Bounds({k: self.lower[k] for k in nodes}, {k: self.upper[k] for k in nodes})
+
     def select(self, index: Any) -> "Bounds":
         """The bounds of some of the inputs."""
         return Bounds({k: v[index] for k, v in self.lower.items()}, {k: v[index] for k, v in self.upper.items()})

@@ -4,9 +4,10 @@ Zhang et al., "Efficient neural network robustness certification with general ac
 2018; the dual norm, or the region's own minimum, ends each substitution.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from math import prod
 
 import torch
@@ -46,22 +47,7 @@ class CROWN(AbstractMethod):
 
     def steps(self, graph: Graph, region: AbstractRegion, known: Bounds | None = None) -> Iterator[Bounds]:
         """One node more each time."""
-        graph = place(graph, region.centre)
-        bounds = known or Bounds()
-        steps: dict[int, Step] = {}
-        at_centre = graph.values(region.centre)
-        for k, node in enumerate(graph.nodes):
-            bounds = bounds.tightened(k, *interval_of(graph, k, bounds, region))
-            if k > 0:
-                steps[k] = make_step(graph, node, bounds)
-            if self._substitutes(graph, k):
-                bounds = _substituted(graph, region, steps, bounds, k, at_centre[k] > 0)
-            yield bounds
-
-    def _substitutes(self, graph: Graph, k: int) -> bool:
-        """Whether this node's bounds matter and intervals are not exact already."""
-        matters = k == graph.output or (self.hidden and k in graph.relaxed)
-        return k > 0 and matters and not graph.reads_input(k)
+        return sweep(graph, region, repeat(known or Bounds()), substituted, hidden=self.hidden)
 
     def margins(
         self, graph: Graph, region: AbstractRegion, bounds: Bounds, margins: Margins
@@ -73,7 +59,32 @@ class CROWN(AbstractMethod):
         return torch.maximum(own, IBP().margins(graph, region, bounds, margins))
 
 
-def _substituted(
+Tighten = Callable[[Graph, AbstractRegion, Mapping[int, Step], Bounds, int, Bool[Tensor, "batch *shape"]], Bounds]
+
+
+def sweep(
+    graph: Graph, region: AbstractRegion, known: Iterable[Bounds], tighten: Tighten, *, hidden: bool = True
+) -> Iterator[Bounds]:
+    """Intervals node by node, tightened where a node's bounds matter and intervals are not exact already.
+
+    `known` are bounds from elsewhere, for every node in turn.
+    """
+    graph = place(graph, region.centre)
+    bounds = Bounds()
+    steps: dict[int, Step] = {}
+    at_centre = graph.values(region.centre)
+    for (k, node), given in zip(enumerate(graph.nodes), known, strict=False):
+        bounds = bounds.tightened(k, *given[k]) if k in given else bounds
+        bounds = bounds.tightened(k, *interval_of(graph, k, bounds, region))
+        if k > 0:
+            steps[k] = make_step(graph, node, bounds)
+        matters = k == graph.output or (hidden and k in graph.relaxed)
+        if k > 0 and matters and not graph.reads_input(k):
+            bounds = tighten(graph, region, steps, bounds, k, at_centre[k] > 0)
+        yield bounds
+
+
+def substituted(
     graph: Graph,
     region: AbstractRegion,
     steps: Mapping[int, Step],
@@ -87,7 +98,7 @@ def _substituted(
     and only the rest need the other side.
     """
     for below in (positive, ~positive):
-        wanted = _undecided(graph, bounds, k).flatten(1)
+        wanted = undecided(graph, bounds, k).flatten(1)
         bounds = _one_side(graph, region, steps, bounds, k, below.flatten(1), wanted)
     return bounds
 
@@ -128,7 +139,7 @@ def _chunks(
             yield part, rows
 
 
-def _undecided(graph: Graph, bounds: Bounds, k: int) -> Bool[Tensor, "batch *shape"]:
+def undecided(graph: Graph, bounds: Bounds, k: int) -> Bool[Tensor, "batch *shape"]:
     """The entries whose bounds some operation that reads them could use."""
     lower, upper = bounds[k]
     if k == graph.output:

@@ -31,9 +31,17 @@ _MOST_BENT = 0.7
 
 def entries_of(graph: Graph, steps: Mapping[int, Step], k: int, below: Bool[Tensor, "batch n"]) -> Entries:
     """Makes forms of entries of node k, or (where `below` is false) of their negatives."""
-    numbers = torch.arange(below.shape[1], device=below.device) + below.shape[1] * (~below)
-    bend = _bend(graph, steps, k)
+    numbers, bend = _numbers(below), _bend(graph, steps, k)
     return _plain(graph, steps, k, numbers) if bend is None else _fused(graph, steps, k, numbers, bend)
+
+
+def plain_entries(graph: Graph, steps: Mapping[int, Step], k: int, below: Bool[Tensor, "batch n"]) -> Entries:
+    """The same without passing a relaxed node: for those who choose its slopes."""
+    return _plain(graph, steps, k, _numbers(below))
+
+
+def _numbers(below: Bool[Tensor, "batch n"]) -> Int[Tensor, "batch n"]:
+    return torch.arange(below.shape[1], device=below.device) + below.shape[1] * (~below)
 
 
 def _plain(graph: Graph, steps: Mapping[int, Step], k: int, numbers: Int[Tensor, "batch n"]) -> Entries:

@@ -214,10 +214,10 @@ class LpBall(AbstractRegion):
         return points.clamp(cast_up(self.lower, dtype), cast_down(self.upper, dtype))
 
     def to(self, dtype: torch.dtype) -> "AbstractRegion":
-        """A ball (for l_inf a box) around this one in another precision."""
+        """A ball (a box for l_inf, or where the radius overflows) around this one in another precision."""
         if dtype == self.centre.dtype:
             return self
-        if self.norm == "linf" or self.eps == 0:
+        if self.norm == "linf" or self.eps == 0 or self.eps > torch.finfo(dtype).max:
             return self._box.to(dtype)
         lower = None if self.lower is None else cast_down(self.lower, dtype)
         upper = None if self.upper is None else cast_up(self.upper, dtype)

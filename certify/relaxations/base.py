@@ -48,3 +48,9 @@ class AbstractRelaxation(ABC):
         slope: Float[Tensor, "batch *shape"] | None = None,
     ) -> Pieces:
         """The linear pieces; `slope` sets the free lower slopes, by default the ones of least area."""
+
+    def free_slopes(
+        self, lower: Float[Tensor, "batch *shape"], upper: Float[Tensor, "batch *shape"]
+    ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]] | None:
+        """Between which values the lower slope can be chosen, a single one where it cannot; None: nowhere."""
+        return None

@@ -29,6 +29,13 @@ class ReLURelaxation(AbstractRelaxation):
         """The unstable entries."""
         return (lower < 0) & (upper > 0)
 
+    def free_slopes(
+        self, lower: Float[Tensor, "batch *shape"], upper: Float[Tensor, "batch *shape"]
+    ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
+        """From 0 to 1 where unstable."""
+        active = (upper > 0).to(upper.dtype)
+        return active * (lower >= 0), active
+
     def pieces(
         self,
         lower: Float[Tensor, "batch *shape"],

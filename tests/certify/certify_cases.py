@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from certify.bounds import CROWN, IBP
+from certify.bounds import CROWN, IBP, AlphaCROWN
 from certify.ir.from_torch import graph_from_torch
 from certify.ir.graph import Graph
 from certify.ir.ops import (
@@ -95,7 +95,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "float64": (randomised(mlp(3, 8, 8, 3).double(), 9), (3,)),
 }
 
-METHODS = [IBP(), CROWN(hidden=False), CROWN()]  # loosest first
+METHODS = [IBP(), CROWN(hidden=False), CROWN(), AlphaCROWN()]  # loosest first
 OPERATIONS = [Input, AxisLinear, Concat, Conv, ConvTranspose, Linear, Maximum, ReLU, Reshape, Scale, Select, Sum]
 
 

@@ -168,7 +168,9 @@ def test_bounds_of_a_batch_are_the_bounds_of_its_inputs(name, method):
     for k in range(4):
         one = region.select([k])
         alone = method.margins(graph, one, method(graph, one), margins.select([k]))
-        torch.testing.assert_close(alone[0], together[k], rtol=1e-11, atol=1e-11)
+        # An ascent in single precision depends on the order of its sums, so slopes differ in the last digits.
+        tolerance = 1e-6 if method.name == "alpha-crown" else 1e-11
+        torch.testing.assert_close(alone[0], together[k], rtol=tolerance, atol=tolerance)
 
 
 @by_method
