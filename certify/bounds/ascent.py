@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -77,22 +78,23 @@ class Parameters:
     weights: Float[Tensor, "batch conditions"] | None = None
 
     @property
-    def _all(self) -> tuple[Tensor | None, ...]:
+    def each(self) -> tuple[Tensor | None, ...]:
+        """Slopes, multipliers, weights."""
         return self.slopes, self.multipliers, self.weights
 
     def where(self, mask: Bool[Tensor, " batch"], other: "Parameters") -> "Parameters":
         """These where the mask is true, the other ones elsewhere."""
-        pairs = zip(self._all, other._all, strict=True)
+        pairs = zip(self.each, other.each, strict=True)
         chosen = (None if a is None or b is None else torch.where(mask[:, None], a, b) for a, b in pairs)
         return Parameters(*chosen)  # type: ignore[arg-type]
 
     def select(self, index: Tensor) -> "Parameters":
         """Of some of the forms."""
-        return Parameters(*(None if v is None else v[index] for v in self._all))  # type: ignore[arg-type]
+        return Parameters(*(None if v is None else v[index] for v in self.each))  # type: ignore[arg-type]
 
     def to(self, dtype: torch.dtype) -> "Parameters":
         """In another precision."""
-        return Parameters(*(None if v is None else v.to(dtype) for v in self._all))  # type: ignore[arg-type]
+        return Parameters(*(None if v is None else v.to(dtype) for v in self.each))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +175,8 @@ class Forms:
             else:
                 assert isinstance(node.op, AbstractAffine)
                 single = current.unsqueeze(1)
-                parts, shift = tuple(p.squeeze(1) for p in node.op.adjoint(single)), _column(node.op.offset(single))
+                parts = tuple(p.squeeze(1) for p in node.op.adjoint(single))
+                shift = _column(node.op.offset(single), constant)
             constant = constant + shift
             for source, part in zip(node.inputs, parts, strict=True):
                 arrived[source] = arrived[source] + part if source in arrived else part
@@ -235,8 +238,8 @@ def _dots(left: Float[Tensor, "batch n"], right: Float[Tensor, "batch n"]) -> Fl
     return (left * right).sum(1)
 
 
-def _column(offset: Tensor | float) -> Tensor | float:
-    return offset.squeeze(1) if isinstance(offset, Tensor) else offset
+def _column(offset: Any, like: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    return offset.squeeze(1) if isinstance(offset, Tensor) else torch.full_like(like, offset)
 
 
 @dataclass
@@ -276,6 +279,35 @@ class Rates:
     weights: float = 0.5
 
 
+@dataclass(frozen=True, eq=False)
+class _Mover:
+    """Takes parameters uphill and back into their limits."""
+
+    forms: Forms
+    rates: Rates
+    signs: Float[Tensor, "batch n"] | None
+    states: tuple[_Adam | None, ...]
+
+    def step(self, now: Parameters, gradient: Parameters, count: int) -> Parameters:
+        """One step each."""
+        slopes = self._move(0, gradient.slopes, count).add_(now.slopes).clamp_(*self.forms.limits)
+        multipliers = weights = None
+        if now.multipliers is not None and gradient.multipliers is not None and self.signs is not None:
+            multipliers = self._move(1, gradient.multipliers, count).add_(now.multipliers)
+            multipliers = multipliers.mul_(self.signs).clamp_(min=0).mul_(self.signs)
+        if now.weights is not None and gradient.weights is not None:
+            # On the simplex only differences matter, and a factor keeps a weight positive.
+            uneven = gradient.weights - gradient.weights.mean(1, keepdim=True)
+            weights = now.weights * self._move(2, uneven, count).exp_()
+            weights = weights / weights.sum(1, keepdim=True)
+        return Parameters(slopes, multipliers, weights)
+
+    def _move(self, which: int, gradient: Tensor, count: int) -> Tensor:
+        state = self.states[which]
+        assert state is not None
+        return state.step(gradient, count, (self.rates.slopes, self.rates.multipliers, self.rates.weights)[which])
+
+
 def ascend(
     forms: Forms,
     start: Parameters,
@@ -295,17 +327,15 @@ def ascend(
         rates: lengths of the first steps.
         enough: stop as soon as all bounds are above.
     """
-    rates = rates or Rates()
-    now = start
-    movers = [None if v is None else _Adam.like(v) for v in now._all]
+    states = tuple(None if v is None else _Adam.like(v) for v in start.each)
+    mover, now = _Mover(forms, rates or Rates(), signs, states), start
     best: Ascent | None = None
     for count in range(1, steps + 1):
         at = forms.substitute(now)
         best = _best(best, Ascent(at.value, now, at.point))
         if count == steps or bool((best.value > enough).all()):
             break
-        gradient = forms.gradient(at, now)
-        now = _stepped(forms, now, gradient, movers, count, rates, signs)
+        now = mover.step(now, forms.gradient(at, now), count)
     assert best is not None
     return best
 
@@ -316,16 +346,3 @@ def _best(best: Ascent | None, new: Ascent) -> Ascent:
     better = new.value > best.value
     point = torch.where(better[:, None], new.point, best.point)
     return Ascent(torch.where(better, new.value, best.value), new.parameters.where(better, best.parameters), point)
-
-
-def _stepped(forms, now, gradient, movers, count, rates, signs) -> Parameters:
-    slopes = movers[0].step(gradient.slopes, count, rates.slopes).add_(now.slopes).clamp_(*forms.limits)
-    multipliers = weights = None
-    if now.multipliers is not None:
-        multipliers = movers[1].step(gradient.multipliers, count, rates.multipliers).add_(now.multipliers)
-        multipliers = multipliers.mul_(signs).clamp_(min=0).mul_(signs)
-    if now.weights is not None:
-        shifted = gradient.weights - gradient.weights.mean(1, keepdim=True)
-        weights = now.weights * movers[2].step(shifted, count, rates.weights).exp_()
-        weights /= weights.sum(1, keepdim=True)
-    return Parameters(slopes, multipliers, weights)
