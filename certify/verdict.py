@@ -61,3 +61,66 @@ class Verdict:
         if self.counterexample is not None:
             lines.append(f"  counterexample: array of shape {self.counterexample.shape} in .counterexample")
         return "\n".join(lines)
+
+
+@unique
+class Answer(Enum):
+    """The four answers to a property file; the value is the sentence a user reads."""
+
+    SAT = "sat: the witness is in the input box and the network's outputs on it are unsafe"
+    UNSAT = "unsat: no input in the boxes has unsafe outputs"
+    UNKNOWN = "unknown: no witness was found and the bounds are not tight enough; try another method"
+    TIMEOUT = "timed out: the time limit was reached before an answer; raise it"
+
+    @property
+    def decided(self) -> bool:
+        """Whether this is an answer (sat or unsat)."""
+        return self in (Answer.SAT, Answer.UNSAT)
+
+
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """An input that the network itself was run on.
+
+    Attributes:
+        inputs: in the network's own precision and shape.
+        outputs: what the network returned for it, in its own precision and shape.
+        excess: how far the input is outside the box as written; 0 unless the box has no number of the network's
+            precision in some coordinate, which then has the nearest one.
+    """
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    excess: float
+
+
+@dataclass(frozen=True, eq=False)
+class QueryVerdict:
+    """The answer to a property file.
+
+    Attributes:
+        answer: one of the four.
+        witness: None unless SAT.
+        bound: no input has a margin below this, proved with rounding; 0 where all inputs are proved safe. The
+            margin of an input is the least over the cases of the largest A_i y - b_i: unsafe where it is <= 0.
+        method: what ran.
+        boxes: input boxes that were bounded.
+        seconds: wall time.
+    """
+
+    answer: Answer
+    witness: Witness | None = field(repr=False)
+    bound: float
+    method: str
+    boxes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.answer.name} ({self.method}, {self.boxes} boxes, {self.seconds:.3g} s)",
+            f"  {self.answer.value}",
+        ]
+        if self.witness is not None and self.witness.excess > 0:
+            lines.append(f"  the witness is outside the written box by {self.witness.excess:.3g}: the box has no")
+            lines.append(f"  {self.witness.inputs.dtype} in some coordinate, and the witness has the nearest one")
+        return "\n".join(lines)

@@ -75,11 +75,27 @@ class Case:
         return True
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What a VNN-LIB 2.0 file calls the network, its input and its output, and their types and shapes."""
+
+    network: str
+    names: tuple[str, str]
+    types: tuple[str, str]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
 @dataclass(frozen=True, eq=False)
 class Query:
-    """Satisfiable iff some case has a point; unsatisfiable iff all are empty."""
+    """Satisfiable iff some case has a point; unsatisfiable iff all are empty.
+
+    Attributes:
+        cases: at least one.
+        declared: names, types and shapes where the file has them (VNN-LIB 2.0).
+    """
 
     cases: tuple[Case, ...]
+    declared: Declared | None = None
 
     def __post_init__(self) -> None:
         if not self.cases:

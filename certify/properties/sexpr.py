@@ -95,6 +95,20 @@ class Tokens:
         raise self.error("a parenthesis that opens here is never closed", open_forms[-1][0])
 
 
+def check_depth(text: str) -> None:
+    """Refuse parentheses nested so deep that a recursive parser could run out of stack.
+
+    Raises:
+        QueryError: with the line.
+    """
+    tokens = Tokens(text)
+    depth = 0
+    for position, token in enumerate(tokens.items):
+        depth += (token == "(") - (token == ")")
+        if depth > _DEEPEST:
+            raise tokens.error(f"parentheses are nested deeper than {_DEEPEST}", position)
+
+
 def short(form: Form) -> str:
     """A form for an error message."""
     if isinstance(form, list):

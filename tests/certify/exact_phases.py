@@ -5,6 +5,7 @@ Slow and simple on purpose: it shares nothing with the search that it judges.
 
 import random
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 
@@ -125,7 +126,7 @@ def random_problem(seed):
             np.array([[entry(rng, kind) for _ in range(n)] for _ in range(m)]),
             np.array([entry(rng, kind) for _ in range(m)]),
         )
-        for n, m in zip(widths[:-1], widths[1:], strict=True)
+        for n, m in pairwise(widths)
     ]
     if kind == "twins":
         for W, b in layers[:-1]:

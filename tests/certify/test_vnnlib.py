@@ -12,6 +12,8 @@ import pytest
 
 from certify.errors import EmptyQueryError, QueryError
 from certify.properties import read_vnnlib
+from certify.properties.query import Declared
+from certify.properties.vnnlib import parse_vnnlib
 from certify.properties.vnnlib1 import parse_vnnlib1
 
 N, M = 2, 3
@@ -162,6 +164,77 @@ def test_bad_text_is_refused_with_its_line(text, message):
     with pytest.raises(QueryError) as caught:
         parse_vnnlib1(text)
     assert message in str(caught.value)
+
+
+HEAD = """(vnnlib-version <2.0>)
+(declare-network N (declare-input In float32 [1,2]) (declare-output Out float32 [3]))
+"""
+
+
+def as_version_2(form):
+    """The same condition in VNN-LIB 2.0, whose floating-point constants need a point."""
+    if not isinstance(form, str):
+        if form[0] == "*":
+            return ["*", as_version_2(form[1]), as_version_2(form[2])]
+        return [{"=": "=="}.get(form[0], form[0]), *map(as_version_2, form[1:])]
+    if form[0] in "XY":
+        return f"In[0,{form[2]}]" if form[0] == "X" else f"Out[{form[2]}]"
+    return f"{float(form):.20f}".rstrip("0") + "0" if form in ("0.5", "-.5", "2.", "-25e-2") else str(float(form))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_both_versions_give_the_same_cases(seed):
+    pytest.importorskip("vnnlib")
+    rng = random.Random(seed)
+    box = [["<=", "X_0", "1.5"], [">=", "X_0", "-1"], ["<=", "X_1", "2"], [">=", "X_1", "-2"]]
+    conditions = [*box, *(random_condition(rng, 3) for _ in range(2))]
+    texts = (
+        DECLARED + "".join(f"(assert {written(c)})\n" for c in conditions),
+        HEAD + "".join(f"(assert {written(as_version_2(c))})\n" for c in conditions),
+    )
+    with contextlib.suppress(EmptyQueryError):
+        first = parse_vnnlib(texts[0])
+        second = parse_vnnlib(texts[1])
+        assert second.declared == Declared("N", ("In", "Out"), ("float32", "float32"), ((1, 2), (3,)))
+        assert len(first.cases) == len(second.cases)
+        for one, two in zip(first.cases, second.cases, strict=True):
+            for name in ("lower", "upper", "A", "b", "written_lower", "written_upper", "written_b"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD + "(assert (<= Z[0] 1.0))", "line 3: Undeclared variable: Z"),
+        (HEAD + "(assert (<= In[0,2] 1.0))", "line 3: Index out of bounds"),
+        (HEAD + "(assert (<= Out[0] 1))", "Type mismatch"),
+        (HEAD + "(assert (<= (* Out[0] Out[1]) 1.0))", "line 3: a product of variables is not linear"),
+        (HEAD + "(assert (<= (* 2.0 (* 0.5 Out[0])) In[0,0]))", "line 3: a constraint relates an input to outputs"),
+        (HEAD + "(assert (<= In[0,0] 1.0))", "X_0 has no lower limit"),
+        (HEAD + "(assert (<= In[0,0]", "Parse error"),
+        (HEAD.replace("2.0", "3.0") + "(assert (<= In[0,0] 1.0))", "version"),
+        (
+            HEAD.replace("(declare-out", "(declare-input B float32 [1]) (declare-out") + "(assert (<= B[0] 1.0))",
+            "2 inputs",
+        ),
+        (HEAD.replace("In float32", "In int32") + "(assert (<= In[0,0] 1))", "element type I32"),
+        (HEAD + "(assert (<= In[0,0] " + "(+ 1.0 " * 5000, "nested deeper"),
+    ],
+)
+def test_bad_text_of_version_2_is_refused(text, message):
+    pytest.importorskip("vnnlib")
+    with pytest.raises(QueryError) as caught:
+        parse_vnnlib(text)
+    assert message in str(caught.value)
+
+
+def test_not_equal_is_either_side():
+    pytest.importorskip("vnnlib")
+    box = "(assert (and (<= In[0,0] 1.0) (>= In[0,0] 0.0) (<= In[0,1] 1.0) (>= In[0,1] 0.0)))"
+    query = parse_vnnlib(HEAD + box + "(assert (!= (* 2.0 2.0 Out[0]) 2.0))")
+    point = np.array([0.5, 0.5])
+    outputs = (0.5, 0.25, 0.75)
+    assert [written_holds(query, point, np.array([v, 0, 0])) for v in outputs] == [False, True, True]
 
 
 def test_gzip_is_told_by_content_and_limits_hold(tmp_path):

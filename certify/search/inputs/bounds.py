@@ -92,7 +92,7 @@ class Layers:
 
     Attributes:
         relaxations: of every ReLU layer.
-        spreads: for every ReLU layer |G| of the pre-activations, (batch, inputs, n): which input moves what.
+        spreads: for every ReLU layer |G| of the pre-activations, (batch, free inputs, n): which moves what.
         forward: the zonotope's lower bounds of linear rows on the last hidden layer.
     """
 
@@ -110,7 +110,7 @@ class Zonotope:
     """x = centre + generators xi + r, |r| <= error; `size` is at least |centre| + sum |generators|.
 
     Attributes:
-        form: (batch, inputs + 1, n), the generators, then the centre.
+        form: (batch, free inputs + 1, n), the generators, then the centre.
         error: (batch, n).
         size: (batch, n).
     """
@@ -120,12 +120,12 @@ class Zonotope:
     size: np.ndarray
 
     @staticmethod
-    def start(boxes: Boxes) -> "Zonotope":
-        """The boxes themselves."""
+    def start(boxes: Boxes, free: np.ndarray) -> "Zonotope":
+        """The boxes themselves; their radius is 0 in all inputs but the free ones."""
         count, n = boxes.lower.shape
-        form = np.zeros((count, n + 1, n))
-        form[:, np.arange(n), np.arange(n)] = boxes.radius
-        form[:, n] = boxes.centre
+        form = np.zeros((count, len(free) + 1, n))
+        form[:, np.arange(len(free)), free] = boxes.radius[:, free]
+        form[:, -1] = boxes.centre
         return Zonotope(form, np.zeros((count, n)), np.abs(boxes.centre) + boxes.radius)
 
     def affine(self, W: np.ndarray, size: np.ndarray, b: np.ndarray, rounding: float) -> "Zonotope":
@@ -203,10 +203,11 @@ def bound_layers(
     """Bounds and relaxations of every ReLU layer.
 
     Args:
+        sizes: of the values over a box that contains these.
         known: bounds of the pre-activations that hold already (of the boxes these were cut from), or nothing.
         tick: called between pieces of work; may raise to stop.
     """
-    zonotope = Zonotope.start(boxes)
+    zonotope = Zonotope.start(boxes, sizes.free)
     done: list[Relaxation] = []
     spreads = []
     for k in range(chain.hidden):

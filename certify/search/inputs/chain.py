@@ -76,14 +76,16 @@ class Chain:
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
-    """Bounds on absolute values over one box, for rounding errors only.
+    """Bounds on absolute values over one box, for rounding errors, and which inputs it leaves free.
 
     Attributes:
+        free: the inputs whose limits differ.
         inputs: (n_0,), at least |x|.
         layers: for every affine layer (n_{k+1},), at least |W_k| |x_k| + |b_k|, the size of all that is summed.
         floors: for every affine layer the error that underflow can cause.
     """
 
+    free: np.ndarray
     inputs: np.ndarray
     layers: tuple[np.ndarray, ...]
     floors: tuple[float, ...]
@@ -105,4 +107,4 @@ class Sizes:
             # 1e20 of them, each multiplied by sizes that are summed here.
             floors.append(1e-280 * float(1 + size.sum() + layers[-1].sum()))
             size = layers[-1] if k >= len(known) else np.minimum(layers[-1], np.maximum(known[k], 0))
-        return Sizes(inputs, tuple(layers), tuple(floors))
+        return Sizes(np.flatnonzero(lower < upper), inputs, tuple(layers), tuple(floors))

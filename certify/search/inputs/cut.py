@@ -57,23 +57,21 @@ def _cut(low: np.ndarray, high: np.ndarray, form: np.ndarray, constant: np.ndarr
     return low, high
 
 
-def split_scores(
-    chain: Chain, layers: Layers, boxes: Boxes, tops: np.ndarray, form: np.ndarray, index: np.ndarray
-) -> np.ndarray:
-    """(len(index), n): how much of a plane's looseness each input causes.
+def split_scores(chain: Chain, layers: Layers, tops: np.ndarray, slope: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """(len(index), free inputs): how much of a plane's looseness each causes.
 
     The target's row is walked back; at every ReLU it loses up to G = P min(U, -L) + |N| t, which is charged to
     the inputs in the proportion in which they spread the pre-activation.
 
     Args:
         tops: (len(index), n), the target of each box on the last ReLU layer.
-        form: (len(index), inputs), its plane.
+        slope: (len(index), free inputs), how far its plane falls from the centre along each.
     """
-    score = _SLOPE * np.abs(form) * boxes.radius[index]
+    score = _SLOPE * slope
     row = tops
     for k in range(chain.hidden - 1, -1, -1):
         lines = layers.relaxations[k]
-        lower, upper, slope, offset, keep = (
+        lower, upper, line, offset, keep = (
             a[index] for a in (lines.lower, lines.upper, lines.slope, lines.offset, lines.keep)
         )
         negative = np.minimum(row, 0)
@@ -81,5 +79,5 @@ def split_scores(
         gap = np.where(offset > 0, positive * np.minimum(upper, -lower) - negative * offset, 0.0)
         share = 2 * gap / np.maximum(upper - lower, 1e-300)
         score += np.einsum("bdn,bn->bd", layers.spreads[k][index], share)
-        row = (positive * keep + negative * slope) @ chain.weights[k]
+        row = (positive * keep + negative * line) @ chain.weights[k]
     return score

@@ -49,16 +49,15 @@ class Open:
 
     @staticmethod
     def join(parts: Sequence["Open"]) -> "Open":
-        """All boxes of several; bounds are kept where all have them."""
-        arrays = [np.concatenate(a) for a in zip(*((p.lower, p.upper, p.value) for p in parts), strict=True)]
-        known = ()
-        if all(part.known for part in parts):
-            layers = zip(*(part.known for part in parts), strict=True)
-            known = tuple(
-                (np.concatenate([low for low, _ in layer]), np.concatenate([high for _, high in layer]))
-                for layer in layers
-            )
-        return Open(*arrays, known)
+        """All boxes of several, which have bounds of the same layers or none."""
+        lower, upper, value = (
+            np.concatenate(arrays) for arrays in zip(*((p.lower, p.upper, p.value) for p in parts), strict=True)
+        )
+        known = tuple(
+            (np.concatenate([low for low, _ in layer]), np.concatenate([high for _, high in layer]))
+            for layer in zip(*(part.known for part in parts), strict=True)
+        )
+        return Open(lower, upper, value, known)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,23 +181,23 @@ class InputSearch:
         if replay_best(self.chain, self.targets, points, replay).min() == -np.inf:
             return replace(progress, found=True)
         tick()
-        score = split_scores(self.chain, layers, boxes, tops, form, left)
-        score *= (upper - lower) / np.maximum(boxes.upper[left] - boxes.lower[left], 1e-300)
+        free = self.sizes.free
+        slope = (np.abs(form) * boxes.radius[left])[:, free]
+        score = split_scores(self.chain, layers, tops, slope, left)
+        score *= ((upper - lower) / (boxes.upper[left] - boxes.lower[left]))[:, free]
         known = tuple((low[left], high[left]) for low, high in layers.bounds())
-        return _split(progress, Open(lower, upper, value[left], known), score)
+        return _split(progress, Open(lower, upper, value[left], known), score, free)
 
 
 def _take(waiting: tuple[Open, ...], most: int) -> tuple[tuple[Open, ...], Open]:
     """The last `most` boxes, and the rest."""
-    rest, taken, room = list(waiting), [], most
+    rest, room = list(waiting), most
+    taken: list[Open] = []
     while rest and room > 0:
         part = rest.pop()
         if len(part) > room:
             rest.append(part.select(slice(0, len(part) - room)))
             part = part.select(slice(len(part) - room, None))
-        if taken and bool(part.known) != bool(taken[0].known):
-            rest.append(part)
-            break
         taken.append(part)
         room -= len(part)
     return tuple(rest), Open.join(taken)
@@ -214,22 +213,20 @@ def _worst(planes: Planes, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tops, planes.form[index, row]
 
 
-def _split(progress: Progress, boxes: Open, score: np.ndarray) -> Progress:
+def _split(progress: Progress, boxes: Open, score: np.ndarray, free: np.ndarray) -> Progress:
     """Bisect every box where the score is highest; those with no double between their limits are stuck."""
     middle = 0.5 * boxes.lower + 0.5 * boxes.upper
-    divisible = (middle > boxes.lower) & (middle < boxes.upper)
-    score = np.where(divisible, np.where(np.isnan(score), 0.0, score), -np.inf)
-    dimension = score.argmax(1)
+    divisible = ((middle > boxes.lower) & (middle < boxes.upper))[:, free]
     able = divisible.any(1)
     floor = min(progress.floor, float(boxes.value[~able].min(initial=0.0)))
     progress = replace(progress, stuck=progress.stuck + int((~able).sum()), floor=floor)
     if not able.any():
         return progress
+    score = np.where(divisible, np.where(np.isnan(score), 0.0, score), -np.inf)
     # The worst box comes last, so that it is taken first.
     order = np.flatnonzero(able)[np.argsort(-boxes.value[able], kind="stable")]
+    dimension = free[score[order].argmax(1)]
     pairs = boxes.select(np.repeat(order, 2))
-    first, second = np.arange(0, len(pairs.lower), 2), np.arange(1, len(pairs.lower), 2)
-    cut = middle[order, dimension[order]]
-    pairs.upper[first, dimension[order]] = cut
-    pairs.lower[second, dimension[order]] = cut
+    first, second = np.arange(0, len(pairs), 2), np.arange(1, len(pairs), 2)
+    pairs.upper[first, dimension] = pairs.lower[second, dimension] = middle[order, dimension]
     return replace(progress, open=(*progress.open, pairs))

@@ -1,0 +1,7 @@
+"""`python -m certify`: the command line."""
+
+import sys
+
+from certify.cli import main
+
+sys.exit(main())

@@ -1,0 +1,188 @@
+"""The command line: ``certify verify``, ``certify supports`` and ``certify accuracy``.
+
+`verify` and `supports` follow chapter 5 of the VNN-LIB 2.0 standard. Imports wait until a command needs them.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+_STARTED = perf_counter()
+
+NAME = "convexnn certify"
+_WORDS = {"SAT": "sat", "UNSAT": "unsat", "UNKNOWN": "unknown", "TIMEOUT": "timed-out"}
+
+# What `supports` prints; operators come from the reader itself.
+CAPABILITIES = {
+    "onnx-opset-versions": ("7", "25"),
+    "onnx-element-types": ("real",),
+    "onnx-operators": (),
+    "vnnlib-versions": ("1.0", "2.0"),
+    "hidden-node-theories": ("NH",),
+    "multiple-input-output-theories": ("SIO",),
+    "multiple-network-theories": ("SNET",),
+    "multiple-node-comparison-theories": ("SNC",),
+    "arithmetic-complexity-theories": ("BND", "OUTC", "LIN"),
+    "optimised-disjunctive-reasoning": ("true",),
+    "serialise-assignments": ("false",),
+    "unsat-proofs": ("false",),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 for any answer, 2 for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, TypeError, NotImplementedError, ImportError, OSError, RuntimeError) as error:
+        print(f"certify {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(version("convexnn"))
+        parser.exit()
+
+
+class _Name(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(NAME)
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="certify", description="Prove what a trained network cannot do, or show that it does."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    parser.add_argument("--name", action=_Name, nargs=0, help="print the full name")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_verify(commands)
+    _add_supports(commands)
+    _add_accuracy(commands)
+    return parser
+
+
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="answer a VNN-LIB property",
+        description="Print sat, unsat, unknown or timed-out; for sat also the witness, input and output, as blocks of "
+        "name, type and shape with one value a line. The witness was run in onnxruntime.",
+    )
+    verify.add_argument("query", type=Path, help="VNN-LIB file, 1.0 or 2.0, plain or gzipped")
+    verify.add_argument(
+        "--network", required=True, action="append", metavar="NAME=FILE", help="ONNX file, plain or gzipped"
+    )
+    verify.add_argument("--timeout", type=float, help="seconds for the whole process")
+    verify.add_argument("--method", default="auto", help="auto, inputs or bounds (default: %(default)s)")
+    verify.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    verify.add_argument("--verbose", action="store_true", help="how the answer was found, on stderr")
+    verify.set_defaults(run=_verify)
+
+
+def _add_supports(commands: Any) -> None:
+    supports = commands.add_parser("supports", help="what queries and networks can be verified")
+    group = supports.add_mutually_exclusive_group(required=True)
+    for name in CAPABILITIES:
+        group.add_argument(f"--{name}", dest="capability", action="store_const", const=name)
+    supports.set_defaults(run=_supports)
+
+
+def _add_accuracy(commands: Any) -> None:
+    accuracy = commands.add_parser(
+        "accuracy",
+        help="certified accuracy on labelled inputs",
+        description="Count the inputs of an .npz file (arrays X and y) whose label is proved to hold in a ball.",
+    )
+    accuracy.add_argument("network", type=Path, help="ONNX file, plain or gzipped")
+    accuracy.add_argument("data", type=Path, help=".npz file with the arrays X (inputs) and y (labels)")
+    accuracy.add_argument("--eps", type=float, required=True, help="radius of the ball, in the units of X")
+    accuracy.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"), help="default: %(default)s")
+    accuracy.add_argument("--method", default="crown", help="bounding method (default: %(default)s)")
+    accuracy.add_argument("--domain", type=float, nargs=2, metavar=("LOW", "HIGH"), help="limits of valid inputs")
+    accuracy.add_argument("--limit", type=int, help="only the first inputs")
+    accuracy.set_defaults(run=_accuracy)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from certify.properties.vnnlib import read_vnnlib
+    from certify.queries import verify_vnnlib
+
+    query = read_vnnlib(options.query)
+    path = _network(options.network, query.declared.network if query.declared else None)
+    left = None if options.timeout is None else options.timeout - (perf_counter() - _STARTED)
+    if left is not None and left <= 0:
+        print("timed-out")
+        return
+    verdict = verify_vnnlib(path, query, timeout=left, method=options.method, seed=options.seed)
+    print(_WORDS[verdict.answer.name])
+    if verdict.witness is not None:
+        _print_witness(verdict.witness, query)
+    if options.verbose:
+        print(verdict, file=sys.stderr)
+
+
+def _network(given: Sequence[str], declared: str | None) -> str:
+    """The file of the one network."""
+    pairs = [text.partition("=") for text in given]
+    if len(pairs) != 1 or not all(name and path for name, _, path in pairs):
+        raise ValueError(f"--network is {', '.join(given)}; expected one NAME=FILE: queries ask about one network")
+    name, _, path = pairs[0]
+    if declared is not None and name != declared:
+        raise ValueError(f"--network names {name!r}; the query declares the network {declared!r}")
+    return path
+
+
+def _print_witness(witness: "Witness", query: "Query") -> None:
+    """Blocks of name, type and shape, then one value a line in row-major order."""
+    arrays = (witness.inputs, witness.outputs)
+    if query.declared is None:
+        names, types, shapes = ("X", "Y"), [a.dtype.name for a in arrays], [a.shape for a in arrays]
+    else:
+        names, types, shapes = query.declared.names, list(query.declared.types), list(query.declared.shapes)
+    for name, kind, shape, array in zip(names, types, shapes, arrays, strict=True):
+        print(f"{name} {kind} [{','.join(map(str, shape))}]")
+        print("\n".join(map(str, array.ravel())))
+
+
+def _supports(options: argparse.Namespace) -> None:
+    lines = CAPABILITIES[options.capability]
+    if options.capability == "onnx-operators":
+        from certify.ir.onnx_rules import RULES
+
+        lines = tuple(sorted(RULES))
+    print("\n".join(lines))
+
+
+def _accuracy(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from certify.accuracy import certified_accuracy
+    from certify.ir.module import module_from_onnx
+
+    with np.load(options.data, allow_pickle=False) as data:
+        missing = {"X", "y"} - set(data.files)
+        if missing:
+            raise ValueError(f"{options.data} has the arrays {data.files}; expected X (inputs) and y (labels)")
+        X, y = data["X"][: options.limit], data["y"][: options.limit]
+    report = certified_accuracy(
+        module_from_onnx(options.network),
+        X,
+        y,
+        eps=options.eps,
+        norm=options.norm,
+        method=options.method,
+        domain=options.domain,
+    )
+    print(report)

@@ -1,0 +1,162 @@
+"""Property files answered: `verify_vnnlib`."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf
+from typing import SupportsFloat
+
+import numpy as np
+
+from certify.errors import InvalidInputError, QueryError
+from certify.ir.chain import Layer, dense_chain
+from certify.ir.from_onnx import graph_from_onnx
+from certify.ir.graph import Graph
+from certify.ir.onnx_file import read_program
+from certify.ir.runtime import Runtime
+from certify.properties.query import Case, Query
+from certify.properties.vnnlib import read_vnnlib
+from certify.search.deadline import Deadline
+from certify.search.inputs.chain import Chain
+from certify.search.inputs.search import InputSearch, Progress
+from certify.search.replay import replay
+from certify.verdict import Answer, QueryVerdict, Witness
+
+METHODS = ("auto", "inputs", "bounds")
+
+# Free inputs up to which splitting their box is worth it.
+_FEW_INPUTS = 24
+# Boxes of the first turn of every group; turns grow, so that no group waits for a hard one for ever.
+_FIRST_TURN = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network as its graph and as onnxruntime runs it."""
+
+    graph: Graph
+    runtime: Runtime
+
+    @staticmethod
+    def read(source: str | os.PathLike[str] | bytes) -> "Network":
+        """From an ONNX file; see `graph_from_onnx` for the errors."""
+        graph = graph_from_onnx(source)
+        return Network(graph, Runtime(read_program(source).content))
+
+
+def verify_vnnlib(
+    network: str | os.PathLike[str] | bytes | Network,
+    query: str | os.PathLike[str] | Query,
+    *,
+    timeout: SupportsFloat | None = None,
+    method: str = "auto",
+    seed: int = 0,
+) -> QueryVerdict:
+    """Whether the network has an input and output that a property file describes as unsafe.
+
+    Args:
+        network: an ONNX file, also gzipped, or its content.
+        query: a VNN-LIB file, also gzipped, or a `Query`.
+        timeout: seconds, reading the files included.
+        method: "auto" chooses by the network and the number of free inputs; "inputs" splits the input box,
+            "bounds" only bounds it once.
+        seed: of the samples; the same seed gives the same answer, unless time runs out.
+
+    Returns:
+        SAT only with a witness that onnxruntime was run on: its outputs satisfy the constraints exactly, and it
+        lies in the written box, or nearest to it where the box holds no number of the network's precision. UNSAT
+        only if every part of every box is proved, with all rounding accounted for; it is a statement about real
+        arithmetic on the stored weights.
+
+    Raises:
+        QueryError: for a property file that cannot be read or does not fit the network.
+        InvalidInputError, UnsupportedOp: for a network that cannot be read.
+    """
+    deadline = Deadline(_seconds(timeout))
+    if method not in METHODS:
+        raise InvalidInputError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    asked = query if isinstance(query, Query) else read_vnnlib(query)
+    model = network if isinstance(network, Network) else Network.read(network)
+    _check_sizes(model, asked)
+    outcome = _without_constraints(model, asked) or _search(model, asked, method, seed, deadline)
+    return replace(outcome, seconds=deadline.elapsed)
+
+
+def _seconds(timeout: SupportsFloat | None) -> float | None:
+    seconds = None if timeout is None else float(timeout)
+    if seconds is not None and not seconds > 0:
+        raise InvalidInputError(f"timeout is {timeout}; expected a positive number of seconds, or None")
+    return seconds
+
+
+def _check_sizes(model: Network, query: Query) -> None:
+    graph = model.graph
+    given = (int(np.prod(graph.input_shape)), int(np.prod(graph.output_shape)))
+    if (query.n_inputs, query.n_outputs) != given:
+        raise QueryError(
+            f"the property has {query.n_inputs} inputs and {query.n_outputs} outputs, the network {given[0]} and"
+            f" {given[1]} (shapes {graph.input_shape} and {graph.output_shape}); check that they belong together"
+        )
+    if query.declared is not None and query.declared.types[0] not in ("real", model.runtime.dtype.name):
+        raise QueryError(
+            f"the property declares {query.declared.types[0]} inputs, the network has {model.runtime.dtype.name};"
+            " expected the same, or real"
+        )
+
+
+def _without_constraints(model: Network, query: Query) -> QueryVerdict | None:
+    """A case that asks nothing of the outputs: every input is a witness."""
+    for case in query.cases:
+        if len(case.b) == 0:
+            witness = replay(model.runtime, model.runtime.dtype, case, 0.5 * case.lower + 0.5 * case.upper)
+            if witness is not None:
+                return QueryVerdict(Answer.SAT, witness, -inf, "replay", 0, 0.0)
+            return QueryVerdict(Answer.UNKNOWN, None, -inf, "replay", 0, 0.0)
+    return None
+
+
+def _search(model: Network, query: Query, method: str, seed: int, deadline: Deadline) -> QueryVerdict:
+    layers = dense_chain(model.graph)
+    free = max(int((case.lower < case.upper).sum()) for case in query.cases)
+    if layers is None:
+        return QueryVerdict(Answer.UNKNOWN, None, -inf, "none", 0, 0.0)
+    split = method == "inputs" or (method == "auto" and free <= _FEW_INPUTS)
+    return _by_inputs(model, layers, query, seed, deadline, most=None if split else 1)
+
+
+def _by_inputs(
+    model: Network, layers: tuple[Layer, ...], query: Query, seed: int, deadline: Deadline, *, most: int | None
+) -> QueryVerdict:
+    found: list[Witness] = []
+    chain = Chain.of(layers)
+    searches = [InputSearch.of(chain, group, seed) for group in query.groups]
+    states = [search.start() for search in searches]
+    turn = _FIRST_TURN if most is None else most
+    while not (found or deadline.expired or all(state.over for state in states)):
+        for k, search in enumerate(searches):
+            if not (found or states[k].over):
+                states[k] = search.run(states[k], _replay(model, search.cases, found), deadline, turn)
+        if most is not None:
+            break
+        turn *= 2
+    return _verdict(states, found, "inputs" if most is None else "bounds", deadline)
+
+
+def _replay(model: Network, cases: tuple[Case, ...], found: list[Witness]) -> Callable[[np.ndarray, int], bool]:
+    def ask(x: np.ndarray, case: int) -> bool:
+        witness = replay(model.runtime, model.runtime.dtype, cases[case], x)
+        if witness is not None:
+            found.append(witness)
+        return witness is not None
+
+    return ask
+
+
+def _verdict(states: list[Progress], found: list[Witness], method: str, deadline: Deadline) -> QueryVerdict:
+    boxes, bound = sum(state.boxes for state in states), min(state.bound for state in states)
+    if found:
+        return QueryVerdict(Answer.SAT, found[0], bound, method, boxes, 0.0)
+    if all(state.proved for state in states):
+        return QueryVerdict(Answer.UNSAT, None, bound, method, boxes, 0.0)
+    answer = Answer.TIMEOUT if deadline.expired else Answer.UNKNOWN
+    return QueryVerdict(answer, None, bound, method, boxes, 0.0)
