@@ -11,16 +11,21 @@ if TYPE_CHECKING:
     from certify.accuracy import AccuracyReport, certified_accuracy
     from certify.errors import (
         CertifyError,
+        EmptyQueryError,
         ImportMismatchError,
         InvalidInputError,
         InvalidTypeError,
+        QueryError,
         TrainModeError,
         UnsupportedOp,
     )
     from certify.ir.from_torch import graph_from_torch
+    from certify.ir.module import module_from_onnx
+    from certify.properties import Case, Query, read_vnnlib
+    from certify.queries import verify_vnnlib
     from certify.regions import Box, LpBall
     from certify.search import PGD, Plan
-    from certify.verdict import Status, Verdict
+    from certify.verdict import Answer, QueryVerdict, Status, Verdict, Witness
     from certify.verification import verify
 
 _HOMES = {
@@ -39,27 +44,47 @@ _HOMES = {
     "Verdict": "certify.verdict",
     "certified_accuracy": "certify.accuracy",
     "graph_from_torch": "certify.ir.from_torch",
+    "module_from_onnx": "certify.ir.module",
+    "Answer": "certify.verdict",
+    "Case": "certify.properties",
+    "EmptyQueryError": "certify.errors",
+    "Query": "certify.properties",
+    "QueryError": "certify.errors",
+    "QueryVerdict": "certify.verdict",
+    "Witness": "certify.verdict",
+    "read_vnnlib": "certify.properties",
+    "verify_vnnlib": "certify.queries",
     "verify": "certify.verification",
 }
 
 __all__ = [
     "PGD",
     "AccuracyReport",
+    "Answer",
     "Box",
+    "Case",
     "CertifyError",
+    "EmptyQueryError",
     "ImportMismatchError",
     "InvalidInputError",
     "InvalidTypeError",
     "LpBall",
     "Plan",
+    "Query",
+    "QueryError",
+    "QueryVerdict",
     "Status",
     "TrainModeError",
     "UnsupportedOp",
     "Verdict",
+    "Witness",
     "bounds",
     "certified_accuracy",
     "graph_from_torch",
+    "module_from_onnx",
+    "read_vnnlib",
     "verify",
+    "verify_vnnlib",
 ]
 
 

@@ -108,7 +108,7 @@ def _without_constraints(model: Network, query: Query) -> QueryVerdict | None:
     """A case that asks nothing of the outputs: every input is a witness."""
     for case in query.cases:
         if len(case.b) == 0:
-            witness = replay(model.runtime, model.runtime.dtype, case, 0.5 * case.lower + 0.5 * case.upper)
+            witness = replay(model.runtime, case, 0.5 * case.lower + 0.5 * case.upper)
             if witness is not None:
                 return QueryVerdict(Answer.SAT, witness, -inf, "replay", 0, 0.0)
             return QueryVerdict(Answer.UNKNOWN, None, -inf, "replay", 0, 0.0)
@@ -144,7 +144,7 @@ def _by_inputs(
 
 def _replay(model: Network, cases: tuple[Case, ...], found: list[Witness]) -> Callable[[np.ndarray, int], bool]:
     def ask(x: np.ndarray, case: int) -> bool:
-        witness = replay(model.runtime, model.runtime.dtype, cases[case], x)
+        witness = replay(model.runtime, cases[case], x)
         if witness is not None:
             found.append(witness)
         return witness is not None

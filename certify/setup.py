@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from certify.errors import InvalidInputError, InvalidTypeError
 from certify.inputs import as_domain, as_radius
 from certify.ir.from_torch import graph_from_torch
+from certify.ir.graph import Graph
+from certify.ir.module import GraphModule
 from certify.ir.ops import Shape
 from certify.properties import margins_of_labels
 from certify.regions import NORMS, LpBall
@@ -31,6 +33,12 @@ def _precision(network: nn.Module) -> tuple[torch.dtype, torch.device]:
     return torch.float64, torch.device("cpu")
 
 
+def _graph_of(network: nn.Module, shape: Shape) -> Graph:
+    return (
+        network.graph_for(shape) if isinstance(network, GraphModule) else graph_from_torch(network, input_shape=shape)
+    )
+
+
 def make_problem(
     network: nn.Module,
     inputs: Float[Tensor, "batch *shape"],
@@ -50,7 +58,7 @@ def make_problem(
     if not isinstance(network, nn.Module):
         raise InvalidTypeError(f"the network is a {type(network).__name__}; expected a torch.nn.Module")
     shape: Shape = tuple(inputs.shape[1:])
-    graph = graph_from_torch(network, input_shape=shape)
+    graph = _graph_of(network, shape)
     if len(graph.output_shape) != 1:
         raise InvalidInputError(
             f"the network's output has shape {graph.output_shape}; expected one score for each class"

@@ -19,7 +19,10 @@ _LONGEST_NUMBER = 400  # characters
 # What the disjunctions of one file may expand to.
 MOST_CONSTRAINTS = 2_000_000
 _LARGEST = Decimal("1e300")
-_SMALLEST = Decimal("1e-300")
+_SMALLEST = Decimal("1e-330")
+
+# Sizes of coefficients that round to doubles with a relative error of 2^-53.
+_LEAST = Fraction(1, 10**280)
 
 # A variable is a pair ("X" or "Y", number).
 Variable = tuple[str, int]
@@ -63,7 +66,7 @@ def number(text: str) -> Decimal | None:
     except InvalidOperation:
         raise QueryError(f"the number {text[:40]} is out of range") from None
     if abs(value) > _LARGEST or 0 < abs(value) < _SMALLEST:
-        raise QueryError(f"the number {text[:40]} is out of range; expected 0 or a size from 1e-300 to 1e300")
+        raise QueryError(f"the number {text[:40]} is out of range; expected 0 or a size from 1e-330 to 1e300")
     return value
 
 
@@ -222,33 +225,39 @@ def _case(limits: tuple[np.ndarray, ...], rows: Sequence[Constraint], sizes: Siz
         raise QueryError(f"X_{open_sides[0]} has no {side} limit; every input needs both")
     A = np.zeros((len(rows), sizes.n_outputs))
     b, inner_b = np.zeros(len(rows)), np.zeros(len(rows))
-    for k, item in enumerate(rows):
-        b[k], inner_b[k] = _fill(A[k], item)
-    return Case(lower, upper, A, b, inner_lower, inner_upper, inner_b)
+    exact = [_scaled(item) for item in rows]
+    for k, (coefficients, constant, strict) in enumerate(exact):
+        for j, coefficient in coefficients:
+            A[k, j] = float(coefficient)
+        below, b[k] = constant
+        inner_b[k] = nextafter(below, -inf) if strict and below == b[k] else below
+    written = tuple(coefficients for coefficients, _, _ in exact)
+    rounded = any(not _is_double(c) for row in written for _, c in row)
+    return Case(lower, upper, A, b, inner_lower, inner_upper, inner_b, written if rounded else None)
 
 
-def _fill(row: np.ndarray, item: Constraint) -> tuple[float, float]:
-    """Write the coefficients; the constant rounded up, and down (further if strict)."""
+_Coefficients = tuple[tuple[int, Fraction], ...]
+
+
+def _scaled(item: Constraint) -> tuple[_Coefficients, tuple[float, float], bool]:
+    """Coefficients, which are doubles if a common scale makes them so; doubles around the constant; strictness."""
     if isinstance(item, Bound):
-        row[item.variable[1]] = 1.0 if item.upper else -1.0
-        below, above = (item.below, item.above) if item.upper else (-item.above, -item.below)
-    else:
-        factor = _scale([c for _, c in item.coefficients], item.at)
-        for (_, j), coefficient in item.coefficients:
-            row[j] = float(coefficient * factor)
-        below, above = enclose(item.constant * factor)
-    return above, nextafter(below, -inf) if item.strict and below == above else below
+        sign, (below, above) = (1, (item.below, item.above)) if item.upper else (-1, (-item.above, -item.below))
+        return ((item.variable[1], Fraction(sign)),), (below, above), item.strict
+    factor = _scale([c for _, c in item.coefficients])
+    coefficients = tuple((j, c * factor) for (_, j), c in item.coefficients)
+    if not all(_LEAST <= abs(c) <= 1 / _LEAST for _, c in coefficients):
+        raise QueryError("a constraint has coefficients that are too large or too small beside each other", item.at)
+    return coefficients, enclose(item.constant * factor), item.strict
 
 
-def _scale(coefficients: list[Fraction], at: int) -> Fraction:
-    """A positive factor that makes all coefficients doubles, exactly."""
+def _scale(coefficients: list[Fraction]) -> Fraction:
+    """A positive factor that makes all coefficients doubles, exactly; 1 if there is none."""
     if all(_is_double(c) for c in coefficients):
         return Fraction(1)
     common = lcm(*(c.denominator for c in coefficients))
     factor = Fraction(common, gcd(*(c.numerator * (common // c.denominator) for c in coefficients)))
-    if not all(_is_double(c * factor) for c in coefficients):
-        raise QueryError("the coefficients of a constraint have no common scale on which doubles hold them", at)
-    return factor
+    return factor if all(_is_double(c * factor) for c in coefficients) else Fraction(1)
 
 
 def _is_double(value: Fraction) -> bool:

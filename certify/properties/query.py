@@ -3,6 +3,7 @@
 Everything here is numpy: reading a property must not wait for torch to load.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -23,10 +24,12 @@ class Case:
 
     Attributes:
         lower, upper: (n,) float64, finite, lower <= upper.
-        A: (k, m) float64, the coefficients as written.
+        A: (k, m) float64, the coefficients as written; where no double holds them the nearest ones, off by at most
+            2^-53 of each, which a search has to count among its roundings.
         b: (k,) float64.
         written_lower, written_upper, written_b: as above, rounded so that the set shrinks, and one double
             further where the text has a strict inequality; by default the same arrays.
+        written_rows: for every row the pairs (output, coefficient), where A is rounded.
     """
 
     lower: np.ndarray
@@ -36,6 +39,7 @@ class Case:
     written_lower: np.ndarray | None = None
     written_upper: np.ndarray | None = None
     written_b: np.ndarray | None = None
+    written_rows: tuple[tuple[tuple[int, Fraction], ...], ...] | None = None
 
     def __post_init__(self) -> None:
         for name, array in (("lower", self.lower), ("upper", self.upper), ("b", self.b)):
@@ -68,11 +72,15 @@ class Case:
             return False
         assert self.written_b is not None
         exact = [Fraction(float(v)) for v in y]
-        for row, bound in zip(self.A, self.written_b, strict=True):
-            used = np.flatnonzero(row)
-            if sum((Fraction(float(row[j])) * exact[j] for j in used), Fraction(0)) > Fraction(float(bound)):
-                return False
-        return True
+        return all(
+            sum((c * exact[j] for j, c in row), Fraction(0)) <= Fraction(float(bound))
+            for row, bound in zip(self._rows(), self.written_b, strict=True)
+        )
+
+    def _rows(self) -> Iterable[Iterable[tuple[int, Fraction]]]:
+        if self.written_rows is not None:
+            return self.written_rows
+        return ([(int(j), Fraction(float(row[j]))) for j in np.flatnonzero(row)] for row in self.A)
 
 
 @dataclass(frozen=True)

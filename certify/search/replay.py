@@ -1,6 +1,6 @@
 """Whether a candidate is a witness: asked of the network itself, in its own precision."""
 
-from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,16 +24,27 @@ def representable(x: np.ndarray, case: Case, dtype: np.dtype) -> np.ndarray:
     return np.where(inside, moved, near)
 
 
-def replay(run: Callable[[np.ndarray], np.ndarray], dtype: np.dtype, case: Case, x: np.ndarray) -> Witness | None:
+@runtime_checkable
+class Runs(Protocol):
+    """A network as it is run: precision and shape of its input, and outputs."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """The outputs for one input."""
+
+
+def replay(network: Runs, case: Case, x: np.ndarray) -> Witness | None:
     """The witness at or next to x, if the network says that it is one.
 
     The outputs, as the network computes them, have to satisfy every constraint exactly.
     """
-    inputs = representable(x, case, dtype)
+    inputs = representable(x, case, network.dtype)
     excess = case.excess(inputs.astype(np.float64))
     if not excess <= INPUT_TOLERANCE:
         return None
-    outputs = run(inputs)
+    outputs = network(inputs)
     if not case.holds_for(outputs.astype(np.float64).ravel()):
         return None
-    return Witness(inputs, outputs, excess)
+    return Witness(inputs.reshape(network.shape), outputs, excess)

@@ -36,7 +36,10 @@ class Targets:
 
     @staticmethod
     def of(chain: Chain, sizes: Sizes, cases: Sequence[Case]) -> "Targets":
-        """The rows of cases with at least one row each."""
+        """The rows of cases with at least one row each.
+
+        The size, doubled, also covers the rounding of coefficients that no double holds.
+        """
         A, b = np.concatenate([case.A for case in cases]), np.concatenate([case.b for case in cases])
         starts = np.cumsum([0, *(len(case.b) for case in cases[:-1])])
         size = np.abs(A) @ sizes.layers[-1] + np.abs(b) + sizes.floors[-1]

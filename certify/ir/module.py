@@ -1,0 +1,51 @@
+"""A graph as a torch module: what was read from ONNX goes wherever a torch network goes."""
+
+import os
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from certify.errors import InvalidInputError
+from certify.ir.from_onnx import graph_from_onnx
+from certify.ir.graph import Graph
+from certify.ir.ops import Shape
+
+
+class GraphModule(nn.Module):
+    """Runs a graph in one precision; `graph` itself is float64, with torch tensors.
+
+    Inputs may have any shape with the right number of entries behind the batch axis.
+    """
+
+    zero: Tensor
+
+    def __init__(self, graph: Graph, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.graph = graph.map_arrays(torch.as_tensor)
+        self._rounded = self.graph.map_arrays(lambda array: array.to(dtype) if array.is_floating_point() else array)
+        # Tells the precision, as the parameters of another module would.
+        self.register_buffer("zero", torch.zeros((), dtype=dtype))
+        self.eval()
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """The outputs."""
+        return self._rounded(x.to(self.zero.dtype).flatten(1))
+
+    def graph_for(self, shape: Shape) -> Graph:
+        """The graph, if inputs of this shape fit it."""
+        if prod(shape) != prod(self.graph.input_shape):
+            raise InvalidInputError(f"inputs have shape {shape}; the network expects {self.graph.input_shape}")
+        return self.graph
+
+
+def module_from_onnx(source: str | os.PathLike[str] | bytes) -> GraphModule:
+    """An ONNX network as a torch module for `verify` and `certified_accuracy`, in float32.
+
+    A counterexample to it is one of the graph in float32 as torch computes it, not of onnxruntime.
+
+    Raises:
+        InvalidInputError, UnsupportedOp: as `graph_from_onnx`.
+    """
+    return GraphModule(graph_from_onnx(source))
