@@ -12,7 +12,6 @@ arithmetic.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -59,9 +58,8 @@ def make_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
 def _affine_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
     assert isinstance(node.op, AbstractAffine)
     size = node.op.spread(*(bounds.size(i) for i in node.inputs)) + node.op.offset_size()
-    # Backward, a coefficient is a sum over the node's entries; forward, an entry is a sum of `terms`.
-    terms = max(node.op.terms, prod(node.shape)) + len(graph.nodes)
-    return Step(gamma(terms, size.dtype) * flat_length(size.unsqueeze(1)))
+    # `terms` holds for both directions; a coefficient that several nodes read is a sum over them, too.
+    return Step(gamma(node.op.terms + len(graph.nodes), size.dtype) * flat_length(size.unsqueeze(1)))
 
 
 def relaxed_step(node: Node, bounds: Bounds, slope: Float[Tensor, "batch *shape"] | None = None) -> Step:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from certify.bounds.backward import Form, Step, flat_length
 from certify.ir import Graph
-from certify.ir.ops import Linear
+from certify.ir.ops import Linear, Shape
 from certify.regions.base import dot
 from certify.relaxations import Pieces
 
@@ -47,19 +47,30 @@ def _numbers(below: Bool[Tensor, "batch n"]) -> Int[Tensor, "batch n"]:
 def _plain(graph: Graph, steps: Mapping[int, Step], k: int, numbers: Int[Tensor, "batch n"]) -> Entries:
     """The rows of a linear layer, on what it reads, or units on node k itself."""
     node, error = graph.nodes[k], steps[k].error
-    if isinstance(node.op, Linear):
-        start, rows, constants = node.inputs[0], node.op.weight, node.op.bias
-    else:
-        start, rows = k, torch.eye(numbers.shape[1], dtype=error.dtype, device=error.device)
-        constants, error = torch.zeros_like(rows[0]), torch.zeros_like(error)
-    shape, length = graph.nodes[start].shape, flat_length(rows.unsqueeze(0))[0]
-    rows, constants = _both_signs(rows), _both_signs(constants)
+    if not isinstance(node.op, Linear):
+        return _units(k, node.shape, error, numbers)
+    start, shape = node.inputs[0], graph.nodes[node.inputs[0]].shape
+    length = flat_length(node.op.weight.unsqueeze(0))[0]
+    rows, constants = _both_signs(node.op.weight), _both_signs(node.op.bias)
 
     def entries(part: Int[Tensor, " inputs"], index: Int[Tensor, "inputs rows"]) -> Form:
         chosen = numbers[part].gather(1, index)
         return Form(
             start, _pick(rows, chosen).reshape((*index.shape, *shape)), constants[chosen], error[part], length[index]
         )
+
+    return entries
+
+
+def _units(k: int, shape: Shape, like: Tensor, numbers: Int[Tensor, "batch n"]) -> Entries:
+    """One coefficient of 1 or -1 each: made for a few entries at a time, as all of them may not fit into memory."""
+    size = numbers.shape[1]
+
+    def entries(part: Int[Tensor, " inputs"], index: Int[Tensor, "inputs rows"]) -> Form:
+        sign = 1.0 - 2.0 * (numbers[part].gather(1, index) >= size).to(like)
+        rows = like.new_zeros((*index.shape, size)).scatter_(2, index.unsqueeze(2), sign.unsqueeze(2))
+        zero = torch.zeros_like(sign)
+        return Form(k, rows.reshape((*index.shape, *shape)), zero, zero, torch.ones_like(sign))
 
     return entries
 

@@ -7,7 +7,7 @@ intervals hold in real arithmetic.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,15 @@ def interval_of(graph: Graph, node: int, bounds: Bounds, region: AbstractRegion)
         return relaxation_of(op).interval(*bounds[graph.nodes[node].inputs[0]])
     if isinstance(op, Linear) and not isinstance(region, Box) and graph.reads_input(node):
         return _first_layer(op, region)
-    return _affine(op, graph.nodes[node], bounds)
+    return _hinted(graph.nodes[node], bounds, _affine(op, graph.nodes[node], bounds))
+
+
+def _hinted(node: Node, bounds: Bounds, interval: Interval) -> Interval:
+    """Of a node that is the largest of its hints: within the largest of their intervals' ends."""
+    if not node.hints:
+        return interval
+    lower, upper = (reduce(torch.maximum, (ends[i] for i in node.hints)) for ends in (bounds.lower, bounds.upper))
+    return torch.fmax(interval[0], lower), torch.fmin(interval[1], upper)
 
 
 def _first_layer(op: Linear, region: AbstractRegion) -> Interval:

@@ -10,7 +10,7 @@ from certify.ir.build import Builder, Value
 from certify.ir.onnx_constants import shape_of
 from certify.ir.onnx_file import Call
 from certify.ir.onnx_moves import MOVES
-from certify.ir.ops import ReLU, Shape, Window
+from certify.ir.ops import ReLU, Shape, Sigmoid, Tanh, Window
 from certify.ir.windows import average_pool, covering, max_pool, same_padding
 
 Operand = Value | np.ndarray | None
@@ -236,8 +236,11 @@ def _global_pool(builder: Builder, call: Call, value: Value) -> Value:
 # ---- activations
 
 
-def _relu(builder: Builder, call: Call, value: Value) -> Value:
-    return builder.pointwise(value, ReLU())
+_POINTWISE = {"Relu": ReLU(), "Sigmoid": Sigmoid(), "Tanh": Tanh()}
+
+
+def _pointwise(builder: Builder, call: Call, value: Value) -> Value:
+    return builder.pointwise(value, _POINTWISE[call.kind])
 
 
 def _leaky(builder: Builder, call: Call, value: Value) -> Value:
@@ -318,6 +321,7 @@ def _shape(builder: Builder, call: Call, value: Value) -> np.ndarray:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVES, move),
+    **dict.fromkeys(_POINTWISE, _pointwise),
     "Abs": _absolute,
     "Add": _add,
     "AveragePool": _pool,
@@ -346,7 +350,6 @@ RULES: dict[str, Rule] = {
     "ReduceMean": _reduce,
     "ReduceMin": _reduce,
     "ReduceSum": _reduce,
-    "Relu": _relu,
     "Shape": _shape,
     "Sub": _subtract,
     "Sum": _add,

@@ -1,11 +1,16 @@
 """One relaxation record per pointwise operation, read by every bounding method."""
 
 from certify.errors import UnsupportedOp
-from certify.ir.ops import AbstractOp, ReLU
+from certify.ir.ops import AbstractOp, ReLU, Sigmoid, Tanh
 from certify.relaxations.base import AbstractRelaxation, Pieces
 from certify.relaxations.relu import ReLURelaxation
+from certify.relaxations.sshape import SigmoidRelaxation, TanhRelaxation
 
-RELAXATIONS: dict[type[AbstractOp], AbstractRelaxation] = {ReLU: ReLURelaxation()}
+RELAXATIONS: dict[type[AbstractOp], AbstractRelaxation] = {
+    ReLU: ReLURelaxation(),
+    Sigmoid: SigmoidRelaxation(),
+    Tanh: TanhRelaxation(),
+}
 
 
 def relaxation_of(op: AbstractOp) -> AbstractRelaxation:

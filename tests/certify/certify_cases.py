@@ -20,7 +20,9 @@ from certify.ir.ops import (
     Reshape,
     Scale,
     Select,
+    Sigmoid,
     Sum,
+    Tanh,
 )
 from certify.regions import Box, LpBall
 from certify.regions.base import AbstractRegion
@@ -96,7 +98,22 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 METHODS = [IBP(), CROWN(hidden=False), CROWN(), AlphaCROWN()]  # loosest first
-OPERATIONS = [Input, AxisLinear, Concat, Conv, ConvTranspose, Linear, Maximum, ReLU, Reshape, Scale, Select, Sum]
+OPERATIONS = [
+    Input,
+    AxisLinear,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Linear,
+    Maximum,
+    ReLU,
+    Reshape,
+    Scale,
+    Select,
+    Sigmoid,
+    Sum,
+    Tanh,
+]
 
 
 def graph_of(name: str) -> Graph:

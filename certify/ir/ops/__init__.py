@@ -18,7 +18,7 @@ from certify.ir.ops.base import AbstractAffine, AbstractOp, AbstractPointwise, I
 from certify.ir.ops.conv import Conv, ConvTranspose, Window
 from certify.ir.ops.dense import AxisLinear, Linear, Scale
 from certify.ir.ops.moves import Concat, Reshape, Select
-from certify.ir.ops.pointwise import ReLU
+from certify.ir.ops.pointwise import ReLU, Sigmoid, Tanh
 from certify.ir.ops.sums import Maximum, Sum
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
     "Scale",
     "Select",
     "Shape",
+    "Sigmoid",
     "Sum",
+    "Tanh",
     "Window",
 ]

@@ -43,3 +43,13 @@ def join(values: tuple[Any, ...], axis: int) -> Any:
     if isinstance(values[0], np.ndarray):
         return np.concatenate(values, axis)
     return _torch().cat(values, axis)
+
+
+def tanh(values: Any) -> Any:
+    """Hyperbolic tangent."""
+    return np.tanh(values) if isinstance(values, np.ndarray) else values.tanh()
+
+
+def sigmoid(values: Any) -> Any:
+    """1 / (1 + exp(-x)), without overflow."""
+    return (1.0 + np.tanh(values / 2)) / 2 if isinstance(values, np.ndarray) else values.sigmoid()
