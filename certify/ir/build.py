@@ -134,6 +134,10 @@ class Builder:
         op = Concat(axis, tuple(v.shape[axis] for v in values))
         return self._add(op, *map(self._at, values))
 
+    def constant(self, array: np.ndarray, anchor: Value) -> Value:
+        """A constant as a value: zeros taken from any value, plus the constant."""
+        return self.scale(self.select(anchor, np.full(array.shape, -1, dtype=np.intp)), 1.0, array)
+
     # ---- affine maps
 
     def linear(self, value: Value, weight: np.ndarray, bias: np.ndarray | None = None) -> Value:
@@ -236,6 +240,16 @@ class Builder:
         x, z = (self._at(self.broadcast(v, shape)) for v in (left, right))
         rise = self.pointwise(self._add(Sum((1.0, -1.0)), z, x), ReLU())
         return self._add(Maximum(), x, rise.node, hints=(x, z))
+
+    def largest_of(self, left: Value, right: Value, sign: float = 1.0) -> Value:
+        """max(x, z), or with sign -1 the minimum: -max(-x, -z)."""
+        if sign > 0:
+            return self.maximum(left, right)
+        return self.scale(self.maximum(self.scale(left, -1.0), self.scale(right, -1.0)), -1.0)
+
+    def above(self, value: Value, limit: np.ndarray, sign: float = 1.0) -> Value:
+        """max(x, c) = c + relu(x - c) for a constant c, or with sign -1 the minimum."""
+        return self.scale(self.pointwise(self.scale(value, sign, -sign * limit), ReLU()), sign, limit)
 
     def absolute(self, value: Value) -> Value:
         """|x|."""

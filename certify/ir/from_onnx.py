@@ -104,7 +104,7 @@ def _output(builder: Builder, output: Operand, program: Program, has_batch: bool
         raise InvalidInputError(f"the output {program.output!r} does not depend on the input; expected a network")
     if has_batch and len(output.shape) > 1 and output.shape[0] == 1:
         return builder.reshape(output, output.shape[1:])
-    return output
+    return output if output.shape else builder.reshape(output, (1,))
 
 
 def check_with_runtime(graph: Graph, program: Program, shape: Shape) -> None:

@@ -11,7 +11,7 @@ from certify.ir.onnx_constants import shape_of
 from certify.ir.onnx_file import Call
 from certify.ir.onnx_moves import MOVES
 from certify.ir.ops import ReLU, Shape, Sigmoid, Tanh, Window
-from certify.ir.windows import average_pool, covering, max_pool, same_padding
+from certify.ir.windows import average_pool, covering, largest, max_pool, same_padding
 
 Operand = Value | np.ndarray | None
 Rule = Callable[..., Any]
@@ -149,20 +149,6 @@ def _reduce(builder: Builder, call: Call, value: Value, axes: Operand = None) ->
     return largest(builder, value, along, keep=keep, sign=1.0 if call.kind == "ReduceMax" else -1.0)
 
 
-def largest(builder: Builder, value: Value, axes: tuple[int, ...], *, keep: bool, sign: float = 1.0) -> Value:
-    """The largest entry over some axes, or with sign -1 the smallest."""
-    rank = len(value.shape)
-    axes = tuple(sorted({a % rank for a in axes}))
-    rest = tuple(a for a in range(rank) if a not in axes)
-    shape = tuple(value.shape[a] for a in rest)
-    signed = value if sign > 0 else builder.scale(value, -1.0)
-    positions = builder.positions(signed).transpose((*axes, *rest)).reshape((-1, *shape))
-    found = builder.max_of(signed, positions)
-    found = found if sign > 0 else builder.scale(found, -1.0)
-    kept = tuple(1 if a in axes else n for a, n in enumerate(value.shape))
-    return builder.reshape(found, kept if keep else shape)
-
-
 # ---- windows
 
 
@@ -196,19 +182,7 @@ def _conv_transpose(builder: Builder, call: Call, value: Value, weight: Operand,
         raise UnsupportedOp("a transposed convolution is supported with explicit pads, without output_shape")
     window = _window(call, value.shape[-axes:], tuple(kernels.shape[2:]))
     rest = call.get("output_padding") or (0,) * axes
-    spatial = tuple(
-        (n - 1) * s + d * (k - 1) + 1 + r - a - b
-        for n, s, d, k, r, a, b in zip(
-            value.shape[-axes:],
-            window.stride,
-            window.dilation,
-            window.kernel,
-            rest,
-            window.before,
-            window.after,
-            strict=True,
-        )
-    )
+    spatial = window.input_shape(value.shape[-axes:], tuple(rest))
     return builder.conv_transpose(value, kernels, offset, window, spatial, call.get("group", 1))
 
 
@@ -218,7 +192,7 @@ def _pool(builder: Builder, call: Call, value: Value) -> Value:
     window = _window(call, spatial, kernel)
     counted = (window.before, window.after) if call.get("count_include_pad", 0) else None
     if call.get("ceil_mode", 0):
-        window = covering(window, spatial, from_padding=False)
+        window = covering(window, spatial)
     if call.kind == "AveragePool":
         return average_pool(builder, value, window, counted=counted)
     if len([name for name in call.outputs if name]) > 1:
@@ -274,15 +248,13 @@ def _extreme(builder: Builder, call: Call, *operands: Operand) -> Operand:
 
 
 def _larger(builder: Builder, left: Operand, right: Operand, sign: float) -> Operand:
-    """max(x, c) = c + relu(x - c), and min(x, z) = -max(-x, -z)."""
     if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
         return sign * np.maximum(sign * left, sign * right)
     if isinstance(left, Value) and isinstance(right, Value):
-        top = builder.maximum(*(v if sign > 0 else builder.scale(v, -1.0) for v in (left, right)))
-        return top if sign > 0 else builder.scale(top, -1.0)
+        return builder.largest_of(left, right, sign)
     value, constant = (left, right) if isinstance(left, Value) else (right, left)
-    above = builder.pointwise(builder.scale(value, sign, -sign * constant), ReLU())  # type: ignore[operator,arg-type]
-    return builder.scale(above, sign, constant)
+    assert isinstance(value, Value)
+    return builder.above(value, _constant(constant, "a limit"), sign)
 
 
 def _cast(builder: Builder, call: Call, value: Value) -> Value:
@@ -303,16 +275,8 @@ def _identity(builder: Builder, call: Call, value: Value) -> Value:
 
 def _concat(builder: Builder, call: Call, *operands: Operand) -> Value:
     anchor = next(o for o in operands if isinstance(o, Value))
-    return builder.concat([_as_value(builder, o, anchor) for o in operands], call.get("axis"))
-
-
-def _as_value(builder: Builder, operand: Operand, anchor: Value) -> Value:
-    """A constant as a value: zeros taken from any value, plus the constant."""
-    if isinstance(operand, Value):
-        return operand
-    assert operand is not None
-    zeros = builder.select(anchor, np.full(operand.shape, -1, dtype=np.intp))
-    return builder.scale(zeros, 1.0, operand)
+    parts = [o if isinstance(o, Value) else builder.constant(_constant(o, "a part"), anchor) for o in operands]
+    return builder.concat(parts, call.get("axis"))
 
 
 def _shape(builder: Builder, call: Call, value: Value) -> np.ndarray:

@@ -9,10 +9,10 @@ from certify.ir.build import Builder, Value
 from certify.ir.ops import Shape, Window
 
 
-def covering(window: Window, spatial: Shape, *, from_padding: bool = True) -> Window:
+def covering(window: Window, spatial: Shape) -> Window:
     """The window with enough zeros after the end that the last, partial result exists too (`ceil_mode`).
 
-    `from_padding` says whether a window may begin in the zeros after the end (ONNX and torch: it may not).
+    As in torch and ONNX, no window begins in the zeros after the end.
     """
     after = []
     for k, length in enumerate(spatial):
@@ -20,7 +20,7 @@ def covering(window: Window, spatial: Shape, *, from_padding: bool = True) -> Wi
         reach = window.dilation[k] * (window.kernel[k] - 1) + 1
         rest = length + begin + window.after[k] - reach
         steps = -(-rest // window.stride[k])
-        if not from_padding and steps * window.stride[k] >= length + begin:
+        if steps * window.stride[k] >= length + begin:
             steps -= 1
         after.append(max(steps * window.stride[k] + reach - length - begin, 0))
     return Window(window.kernel, window.stride, window.before, tuple(after), window.dilation)
@@ -74,12 +74,6 @@ def average_pool(
     return total if uniform else builder.scale(total, 1.0 / counts)
 
 
-def global_window(spatial: Shape) -> Window:
-    """One window over everything."""
-    axes = len(spatial)
-    return Window(spatial, (1,) * axes, (0,) * axes, (0,) * axes, (1,) * axes)
-
-
 def same_padding(kernel: Shape, stride: Shape, dilation: Shape, spatial: Shape, *, lower: bool) -> tuple[Shape, Shape]:
     """Zeros such that the result has length / stride entries, rounded up (`auto_pad`); the odd one goes last."""
     before, after = [], []
@@ -89,3 +83,17 @@ def same_padding(kernel: Shape, stride: Shape, dilation: Shape, spatial: Shape, 
         before.append(total - small if lower else small)
         after.append(small if lower else total - small)
     return tuple(before), tuple(after)
+
+
+def largest(builder: Builder, value: Value, axes: tuple[int, ...], *, keep: bool, sign: float = 1.0) -> Value:
+    """The largest entry over some axes, or with sign -1 the smallest."""
+    rank = len(value.shape)
+    axes = tuple(sorted({a % rank for a in axes}))
+    rest = tuple(a for a in range(rank) if a not in axes)
+    shape = tuple(value.shape[a] for a in rest)
+    signed = value if sign > 0 else builder.scale(value, -1.0)
+    positions = builder.positions(signed).transpose((*axes, *rest)).reshape((-1, *shape))
+    found = builder.max_of(signed, positions)
+    found = found if sign > 0 else builder.scale(found, -1.0)
+    kept = tuple(1 if a in axes else n for a, n in enumerate(value.shape))
+    return builder.reshape(found, kept if keep else shape)

@@ -3,14 +3,12 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from certify_cases import NETWORKS, OPERATIONS, graph_of, mlp, randomised, seeded
+from certify_cases import NETWORKS, OPERATIONS, graph_of, seeded
 from certify_laws import adjoint_matches_forward, relaxation_brackets
-from torch import nn
 
 import certify
 from certify.bounds import METHODS
 from certify.ir import ops, simplify
-from certify.ir.from_torch import RULES, graph_from_torch
 from certify.ir.graph import Graph
 from certify.ir.ops import (
     AbstractAffine,
@@ -176,81 +174,3 @@ def test_graphs_run_on_numpy_too():
 def test_nodes_read_only_earlier_nodes():
     with pytest.raises(certify.InvalidInputError, match="can only read nodes 0 to 0"):
         Graph.start((3,)).append(ReLU(), 1)
-
-
-class Doubled(nn.Linear):
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-@pytest.mark.parametrize(
-    ("network", "error", "message"),
-    [
-        (
-            nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Tanh())),
-            certify.UnsupportedOp,
-            r"'1\.0'.*Tanh.*BatchNorm1d",
-        ),
-        (nn.Tanh(), certify.UnsupportedOp, "the network itself"),
-        (nn.Sequential(Doubled(2, 2)), certify.UnsupportedOp, "Doubled"),
-        (
-            nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)).train(),
-            certify.TrainModeError,
-            r"'1'.*call \.eval\(\)",
-        ),
-        (
-            nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train(),
-            certify.TrainModeError,
-            r"call \.eval\(\)",
-        ),
-        (
-            nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval(),
-            certify.UnsupportedOp,
-            "no running statistics",
-        ),
-        (
-            nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3)),
-            certify.InvalidInputError,
-            "with 2 inputs was given",
-        ),
-        (nn.Sequential(nn.Linear(2, 3), nn.Flatten(0)), certify.UnsupportedOp, "flattens the batch axis"),
-        (nn.Sequential(nn.ReLU()), certify.InvalidInputError, "pass input_shape="),
-        ("network.pt", certify.InvalidTypeError, "expected a torch.nn.Module"),
-    ],
-)
-def test_what_cannot_be_read_is_named(network, error, message):
-    with pytest.raises(error, match=message):
-        inspect.unwrap(graph_from_torch)(network)
-
-
-def test_train_mode_without_random_layers_is_fine():
-    assert len(graph_from_torch(mlp(2, 3, 2).train()).nodes) == 4
-
-
-def test_weights_have_to_be_finite():
-    net = mlp(2, 3, 2)
-    with torch.no_grad():
-        net[0].weight[0, 0] = torch.nan
-    with pytest.raises(certify.InvalidInputError, match=r"0\.weight of the network has NaN"):
-        graph_from_torch(net)
-
-
-def test_a_hook_that_changes_the_function_is_noticed():
-    net = randomised(mlp(2, 3, 2), 0)
-    net[0].register_forward_hook(lambda module, args, out: out + 1)
-    with pytest.raises(certify.ImportMismatchError, match="differs from the network"):
-        graph_from_torch(net)
-
-
-def test_import_leaves_the_network_and_the_global_generator_alone():
-    net = randomised(mlp(2, 3, 2), 0)
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    state = torch.random.get_rng_state()
-    graph_from_torch(net)
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert all(torch.equal(before[k], v) and v.dtype == torch.float32 for k, v in net.state_dict().items())
-
-
-def test_every_layer_rule_has_a_case():
-    used = {type(m) for network, _ in NETWORKS.values() for m in network.modules()}
-    assert set(RULES) <= used

@@ -53,6 +53,11 @@ class Window:
             raise InvalidInputError(f"a window of {self.kernel} (dilation {self.dilation}) does not fit into {spatial}")
         return result
 
+    def input_shape(self, results: Shape, rest: Shape) -> Shape:
+        """The lengths that give so many results, with `rest` entries at the end that no window meets."""
+        axes = zip(results, self.kernel, self.stride, self.dilation, self.before, self.after, rest, strict=True)
+        return tuple((n - 1) * s + d * (k - 1) + 1 + r - a - b for n, k, s, d, a, b, r in axes)
+
     def places(self, offset: tuple[int, ...], results: Shape) -> tuple[slice, ...]:
         """The padded entries that meet one entry of the kernel, over all results."""
         axes = zip(offset, self.dilation, self.stride, results, strict=True)

@@ -1,0 +1,68 @@
+"""Bounds of random networks of every operation against values at random and attacked inputs."""
+
+import numpy as np
+import pytest
+import torch
+from certify_cases import METHODS, OPERATIONS, centres, regions_around
+from certify_laws import never_looser, samples_stay_inside
+from random_graphs import random_graph
+
+from certify.properties import Margins
+
+KINDS = ["box", "linf", "l2", "l1", "l2 in domain", "point"]
+
+
+def check(seed):
+    """Returns the operations that the network has."""
+    graph = random_graph(seed)
+    kind = KINDS[seed % len(KINDS)]
+    centre = centres(int(np.prod(graph.input_shape)), 2, seed)
+    region = regions_around(centre, (0.05, 0.3, 1.0)[seed % 3])[kind]
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn((2, 3, int(np.prod(graph.output_shape))), generator=generator, dtype=torch.float64)
+    margins = Margins(rows, rows[..., 0], torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.bool))
+    points = torch.cat([region.sample(generator) for _ in range(20)])
+    values = graph(points).flatten(1)
+    np.testing.assert_allclose(
+        graph.map_arrays(lambda v: v.numpy())(points.numpy()).reshape(values.shape), values, rtol=1e-10, atol=1e-10
+    )
+    found = []
+    for method in METHODS:
+        bounds = method(graph, region)
+        samples_stay_inside(graph, region, bounds, seed, count=10)
+        lower = method.margins(graph, region, bounds, margins)
+        at = torch.stack([margins.of_outputs(part) for part in values.chunk(20)])
+        assert (at >= lower - 1e-12 * (1 + at.abs())).all()
+        corners = worst_points(graph, region, margins)
+        assert (corners >= lower - 1e-12 * (1 + corners.abs())).all()
+        found.append(bounds)
+    never_looser(found[2], found[0], 1e-12)
+    return {type(n.op) for n in graph.nodes}
+
+
+def worst_points(graph, region, margins):
+    """The margins after a few steps down each of them."""
+    least = []
+    for k in range(margins.rows.shape[1]):
+        points = region.centre.clone()
+        for _ in range(5):
+            points.requires_grad_(True)
+            value = margins.of_outputs(graph(points).flatten(1))[:, k].sum()
+            (gradient,) = torch.autograd.grad(value, points)
+            points = region.project(points.detach() - region.ascent_direction(gradient))
+        least.append(margins.of_outputs(graph(points).flatten(1))[:, k])
+    return torch.stack(least, 1)
+
+
+def test_bounds_hold_on_random_networks():
+    seen = set()
+    for seed in range(40):
+        seen |= check(seed)
+    assert seen >= set(OPERATIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(20))
+def test_bounds_hold_on_two_thousand_random_networks(part):
+    for seed in range(1000 + 100 * part, 1100 + 100 * part):
+        check(seed)
