@@ -21,6 +21,7 @@ from certify.ir import Graph
 from certify.ir.ops import AbstractAffine
 from certify.properties import Margins
 from certify.regions import AbstractRegion
+from certify.rounding import gamma
 
 # Forms are optimised in chunks of about this many entries, which stay in a core's cache.
 _CHUNK = 2**16
@@ -105,17 +106,17 @@ class Relaxed:
     @staticmethod
     def of(graph: Graph, region: AbstractRegion, bounds: Bounds, steps: Mapping[int, Step]) -> "Relaxed":
         """With steps through every affine node, by input."""
-        bounds = bounds.only({0} | {s for k in steps for s in graph.nodes[k].inputs if s in graph.relaxed})
+        bounds = bounds.only({0, graph.output} & set(bounds.lower) | {s for k in steps for s in graph.nodes[k].inputs if s in graph.relaxed})
         fast = region.to(torch.float32 if _fits_single(bounds) else region.centre.dtype)
         affine = {k: s for k, s in steps.items() if isinstance(graph.nodes[k].op, AbstractAffine)}
         return Relaxed(graph, region, bounds, affine, place(graph, fast.centre), fast, bounds.to(fast.centre.dtype))
 
-    def forms(self, form: Form, inputs: Int[Tensor, " batch"]) -> Forms:
-        """For the ascent: one form for each of the given inputs."""
-        region, bounds = self.fast_region.select(inputs), self.fast_bounds.select(inputs)
-        return Forms(
-            self.fast_graph, region, bounds, form.node, form.rows.to(region.centre), form.constant.to(region.centre)
-        )
+    def forms(self, form: Form, inputs: Int[Tensor, " batch"], bounds: Bounds | None = None) -> Forms:
+        """For the ascent: a form for each of the given inputs, between bounds of its own if there are any."""
+        region = self.fast_region.select(inputs)
+        bounds = self.fast_bounds.select(inputs) if bounds is None else bounds
+        rows, constant = (v.to(region.centre) for v in (form.rows, form.constant))
+        return Forms(self.fast_graph, region, bounds, form.node, rows, constant)
 
     def optimise(self, form: Form, inputs: Int[Tensor, " batch"], steps: int) -> Float[Tensor, " batch"]:
         """The best bound of one form for each of the given inputs, rounded down."""
@@ -123,14 +124,32 @@ class Relaxed:
         ascent = ascend(forms, forms.least_area(), steps)
         return self.judge(form, inputs, ascent.parameters)
 
-    def judge(self, form: Form, inputs: Int[Tensor, " batch"], parameters: Parameters) -> Float[Tensor, " batch"]:
+    def judge(
+        self, form: Form, inputs: Int[Tensor, " batch"], parameters: Parameters, bounds: Bounds | None = None
+    ) -> Float[Tensor, " batch"]:
         """The bound with given parameters, in the working precision and rounded down."""
-        slopes, bounds = parameters.slopes.to(self.region.centre.dtype), self.bounds.select(inputs)
+        region, parameters = self.region.select(inputs), parameters.to(self.region.centre.dtype)
+        bounds = self.bounds.select(inputs) if bounds is None else bounds
         steps = {k: step.select(inputs) for k, step in self.steps.items()}
+        multipliers = {}
         for slot in slots_below(self.graph, form.node):
-            steps[slot.node] = relaxed_step(self.graph.nodes[slot.node], bounds, slot.of(slopes))
-        region = self.region.select(inputs)
-        return lower_bound(self.graph, region.minimum, steps, form).squeeze(1)
+            steps[slot.node] = relaxed_step(self.graph.nodes[slot.node], bounds, slot.of(parameters.slopes))
+            if parameters.multipliers is not None:
+                multipliers[slot.node] = slot.of(parameters.multipliers).unsqueeze(1)
+        if parameters.weights is not None:
+            form = self._weighted(form, inputs, parameters.weights)
+        return lower_bound(self.graph, region.minimum, steps, form, multipliers=multipliers).squeeze(1)
+
+    def _weighted(
+        self, form: Form, inputs: Int[Tensor, " batch"], weights: Float[Tensor, "batch conditions"]
+    ) -> Form:
+        """One form for all conditions; what the sum rounds off is paid for by the size of the values."""
+        rows, constant = form.rows.flatten(2), form.constant
+        size = self.bounds.size(form.node)[inputs].flatten(1)
+        total = torch.einsum("bc,bcn->bn", weights, rows.abs()).mul(size).sum(1) + (weights * constant.abs()).sum(1)
+        error = form.error + gamma(rows.shape[1] + rows.shape[2], rows.dtype) * total[:, None]
+        summed = torch.einsum("bc,bcn->bn", weights, rows).reshape((-1, 1, *form.rows.shape[2:]))
+        return Form(form.node, summed, (weights * constant).sum(1, keepdim=True), error)
 
     def chunks(self, form: Form, inputs: Int[Tensor, " batch"]) -> Iterator[tuple[Form, Int[Tensor, " chunk"]]]:
         """The forms a few at a time."""
