@@ -10,7 +10,7 @@ at every relaxed entry. No autograd graph is built.
 Nothing here is rounded outward: an ascent finds parameters, and `certify.bounds.backward` judges them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -316,6 +316,7 @@ def ascend(
     signs: Float[Tensor, "batch n"] | None = None,
     rates: Rates | None = None,
     enough: float = torch.inf,
+    stop: Callable[[], bool] | None = None,
 ) -> Ascent:
     """Raise every form's bound; never below where it started.
 
@@ -326,6 +327,7 @@ def ascend(
         signs: of the fixed phases, 0 where the phase is free; wanted where `start` has multipliers.
         rates: lengths of the first steps.
         enough: stop as soon as all bounds are above.
+        stop: asked before every step, whether time is over.
     """
     states = tuple(None if v is None else _Adam.like(v) for v in start.each)
     mover, now = _Mover(forms, rates or Rates(), signs, states), start
@@ -333,7 +335,7 @@ def ascend(
     for count in range(1, steps + 1):
         at = forms.substitute(now)
         best = _best(best, Ascent(at.value, now, at.point))
-        if count == steps or bool((best.value > enough).all()):
+        if count == steps or bool((best.value > enough).all()) or (stop is not None and stop()):
             break
         now = mover.step(now, forms.gradient(at, now), count)
     assert best is not None

@@ -19,8 +19,8 @@ class Leaves:
         slopes: the best lower slopes found.
         multipliers: the best multipliers found (signed).
         weights: of the conditions.
-        bound: proved by the leaf or one above it; of single precision, so only an estimate of the proof.
-        branch: the column to split.
+        bound: proved for the leaf or one above it.
+        branch: the column to split; -1 where there is none.
     """
 
     tree: Int[Tensor, " leaves"]
@@ -47,5 +47,5 @@ class Leaves:
         twice = self.joined(self)
         row = torch.arange(len(self))
         twice.signs[row, self.branch] = 1
-        twice.signs[row + len(self), self.branch] = -1
+        twice.signs[len(self) + row, self.branch] = -1
         return twice

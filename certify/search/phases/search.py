@@ -1,50 +1,52 @@
 """Branch and bound on the phases of ReLUs, with bounds optimised over slopes and multipliers.
 
 Wang et al., "Beta-CROWN: efficient bound propagation with per-neuron split constraints for neural network
-robustness verification", NeurIPS 2021. A leaf closes only by a substitution in float64, rounded down.
+robustness verification", NeurIPS 2021. Whatever closes a leaf is a substitution in float64, rounded down.
 """
 
-from collections.abc import Iterator
+import logging
 from dataclasses import dataclass, field, replace
-from enum import Enum
-from itertools import islice
+from enum import Enum, unique
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from certify.bounds.alpha import AlphaCROWN, Relaxed
-from certify.bounds.ascent import Ascent, Forms, Parameters, Rates, Slot, Substituted, ascend, slots_below
-from certify.bounds.backward import make_step
-from certify.bounds.base import Bounds, last, place
-from certify.relaxations import relaxation_of
+from certify.bounds.base import Bounds
 from certify.search.deadline import Deadline
+from certify.search.phases.bounding import Bounded, Effort, bound
+from certify.search.phases.corner import by_linear_program
 from certify.search.phases.leaves import Leaves
+from certify.search.phases.root import Root, root_of
 from certify.search.phases.trees import Trees
-from certify.search.phases.witness import Hunter, Witness
+from certify.search.phases.witness import Confirm, Hunter, Witness
+
+_log = logging.getLogger(__name__)
+
+# Open leaves from which on the search goes deep instead of raising the worst bound: memory.
+_MANY = 4000
 
 
+@unique
 class Finding(Enum):
     """How a search ended."""
 
-    EMPTY = "no region has a point that meets the conditions of one of its trees"
-    WITNESS = "a confirmed point"
-    OPEN = "neither, when time was over or nothing was left to split"
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is spent where."""
-
-    batch: int = 64
-    root_steps: int = 40
-    steps: int = 12
-    rates: Rates = field(default_factory=Rates)
+    EMPTY = "no region has a point that meets all conditions of one of its trees"
+    WITNESS = "a confirmed point meets all conditions of a tree"
+    OPEN = "nothing is known: nothing is left to split, and the bounds are not tight enough"
+    TIMEOUT = "nothing is known: time was over"
 
 
 @dataclass(frozen=True, eq=False)
 class PhaseOutcome:
-    """The answer, the witness if there is one, a proved lower bound of every tree's weighted conditions."""
+    """What a search found.
+
+    Attributes:
+        finding: the answer.
+        witness: the point, where there is one.
+        bound: for every tree a proved lower bound of its largest condition over its region.
+        leaves: how many parts of regions were bounded.
+    """
 
     finding: Finding
     witness: Witness | None
@@ -52,158 +54,142 @@ class PhaseOutcome:
     leaves: int
 
 
-@dataclass(frozen=True, eq=False)
-class Root:
-    """The relaxation at the root and where its unstable entries are."""
+def search(
+    trees: Trees,
+    confirm: Confirm,
+    *,
+    deadline: Deadline,
+    seed: int = 0,
+    known: Bounds | None = None,
+    effort: Effort | None = None,
+) -> PhaseOutcome:
+    """Attack, then bound and split until every tree is closed, a witness is confirmed, or time is over.
+
+    Args:
+        trees: what to answer.
+        confirm: judges candidates; its word is final.
+        deadline: looked at between the steps of every ascent.
+        seed: of the attack's starts; the same seed gives the same answer, unless time runs out.
+        known: bounds on the hidden nodes of every region.
+        effort: how much is spent where.
+    """
+    effort, hunter = effort or Effort(), Hunter(trees, confirm, deadline)
+    state = _State(trees, hunter, deadline, effort)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        state.found(hunter.scatter(generator, restarts=effort.restarts, steps=effort.descents))
+        if state.witness is None and not deadline.expired:
+            state.grow(root_of(trees, known, deadline))
+    return state.outcome()
+
+
+@dataclass
+class _State:
+    """What is known so far; `bound` and `pool` change with every batch, the rest at most once."""
 
     trees: Trees
-    relaxed: Relaxed
-    slots: tuple[Slot, ...]
-    columns: Int[Tensor, " columns"]
+    hunter: Hunter
+    deadline: Deadline
+    effort: Effort
+    witness: Witness | None = None
+    pool: Leaves | None = None
+    stuck: list[Leaves] = field(default_factory=list)
+    visited: int = 0
+
+    def __post_init__(self) -> None:
+        # Of the closed leaves of each tree; where all are closed, this is the tree's bound.
+        self.bound = torch.full((len(self.trees),), torch.inf, dtype=torch.float64)
+
+    def found(self, witness: Witness | None) -> None:
+        """A witness ends the search."""
+        self.witness = self.witness or witness
 
     @property
-    def width(self) -> int:
-        return self.slots[-1].stop if self.slots else 0
+    def over(self) -> bool:
+        """Whether there is nothing left to do, or no time to do it."""
+        return self.witness is not None or self.pool is None or len(self.pool) == 0 or self.deadline.expired
 
-    def spread(self, values: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch n"]:
-        """Back from the unstable entries to all, 0 elsewhere."""
-        full = torch.zeros((len(values), self.width), dtype=torch.float32)
-        full[:, self.columns] = values.float()
-        return full
+    def grow(self, root: Root | None) -> None:
+        """From the roots to the leaves."""
+        if root is None:
+            return
+        self.pool = _roots(self.trees, root)
+        self._settle(root, self._bounded(root, self.pool, self.effort.root_steps), self.pool.select(torch.zeros(0).long()))
+        rounds = 0
+        while not self.over:
+            assert self.pool is not None
+            chosen, rest = _divide(self.pool, self.effort.batch // 2)
+            self._settle(root, self._bounded(root, chosen.children(), self.effort.steps), rest)
+            rounds += 1
+            if rounds % 20 == 0:
+                _log.debug("%.1f s: %d leaves, %d open", self.deadline.elapsed, self.visited, len(self.pool))
 
-    def bounds(self, bounds: Bounds, owner: Int[Tensor, " batch"], signs: Float[Tensor, "batch n"]) -> Bounds:
-        """The root's bounds of each leaf's region, cut by the fixed phases."""
-        lower = {k: v[owner] for k, v in bounds.lower.items()}
-        upper = {k: v[owner] for k, v in bounds.upper.items()}
-        for slot in self.slots:
-            sign = slot.of(signs)
-            lower[slot.source] = torch.where(sign > 0, lower[slot.source].clamp(min=0), lower[slot.source])
-            upper[slot.source] = torch.where(sign < 0, upper[slot.source].clamp(max=0), upper[slot.source])
-        return Bounds(lower, upper)
+    def _bounded(self, root: Root, leaves: Leaves, steps: int) -> Bounded:
+        return bound(root, leaves, steps, self.effort.rates, lambda: self.deadline.expired)
+
+    def _settle(self, root: Root, done: Bounded, rest: Leaves) -> None:
+        """Close what is proved, look for witnesses, keep what can be split."""
+        leaves = done.leaves
+        self.visited += len(leaves)
+        fast = root.relaxed.fast_graph
+        self.found(self.hunter.check(done.point, leaves.tree, self.trees.slack(fast(done.point), leaves.tree)))
+        last = (leaves.bound <= 0) & (leaves.branch < 0)
+        for k in last.nonzero().flatten().tolist():
+            if self.witness is None and not self.deadline.expired:
+                leaves = self._corner(root, leaves, k)
+        closed = leaves.bound > 0
+        self.bound.scatter_reduce_(0, leaves.tree[closed], leaves.bound[closed], "amin")
+        ended = last & ~closed
+        if bool(ended.any()):
+            self.stuck.append(leaves.select(ended))
+        self.pool = rest.joined(leaves.select(~closed & ~ended))
+
+    def _corner(self, root: Root, leaves: Leaves, k: int) -> Leaves:
+        index = torch.tensor([k])
+        leaf, point = by_linear_program(root, leaves.select(index))
+        if point is not None:
+            self.found(self.hunter.check(point, leaf.tree, self.trees.slack(self.trees.graph(point), leaf.tree)))
+        bound = leaves.bound.clone()
+        bound[k] = leaf.bound[0]
+        return replace(leaves, bound=bound)
+
+    def outcome(self) -> PhaseOutcome:
+        """The answer, as far as it is known."""
+        bound = self.bound.clone()
+        open_leaves = [*self.stuck, *([] if self.pool is None else [self.pool])]
+        for leaves in open_leaves:
+            bound.scatter_reduce_(0, leaves.tree, leaves.bound, "amin")
+        if self.pool is None:
+            bound.fill_(-torch.inf)
+        if self.witness is not None:
+            finding = Finding.WITNESS
+        elif self.pool is None or len(self.pool):
+            finding = Finding.TIMEOUT
+        else:
+            finding = Finding.OPEN if self.stuck else Finding.EMPTY
+        return PhaseOutcome(finding, self.witness, bound, self.visited)
 
 
-def root_of(trees: Trees, hidden: Bounds) -> Root:
-    """From bounds on all nodes below the output."""
-    graph = trees.graph
-    steps = {k: make_step(graph, graph.nodes[k], hidden) for k in range(1, len(graph.nodes))}
-    slots = slots_below(graph, graph.output)
-    masks = [relaxation_of(graph.nodes[s.node].op).undecided(*hidden[s.source]).flatten(1).any(0) for s in slots]
-    columns = torch.cat(masks).nonzero().flatten() if masks else torch.zeros(0, dtype=torch.long)
-    return Root(trees, Relaxed.of(graph, trees.region, hidden, steps), slots, columns)
-
-
-@dataclass(frozen=True, eq=False)
-class Bounded:
-    """What the bounds of a batch of leaves gave."""
-
-    leaves: Leaves
-    closed: Bool[Tensor, " batch"]
-    point: Float[Tensor, "batch n"]
-    splittable: Bool[Tensor, " batch"]
-
-
-def bound(root: Root, leaves: Leaves, effort: Effort, steps: int) -> Bounded:
-    """Ascend on every leaf, prove those that look closed, choose what to split in the others."""
-    trees = root.trees
-    owner, signs = trees.owner[leaves.tree], root.spread(leaves.signs)
-    weighted = trees.real.shape[1] > 1
-    form = trees.form(leaves.tree)
-    forms = root.relaxed.forms(form, owner, root.bounds(root.relaxed.fast_bounds, owner, signs))
-    start = Parameters(
-        root.spread(leaves.slopes).clamp_(*forms.limits), root.spread(leaves.multipliers), leaves.weights if weighted else None
+def _roots(trees: Trees, root: Root) -> Leaves:
+    """A leaf for every tree, with CROWN's slopes."""
+    every, columns = torch.arange(len(trees)), len(root.columns)
+    form = trees.form(every)
+    slopes = root.relaxed.forms(form, trees.owner).least_area().slopes if root.slots else torch.zeros(len(trees), 0)
+    return Leaves(
+        tree=every,
+        signs=torch.zeros((len(trees), columns), dtype=torch.int8),
+        slopes=slopes[:, root.columns],
+        multipliers=torch.zeros((len(trees), columns)),
+        weights=trees.even_weights(),
+        bound=torch.full((len(trees),), -torch.inf, dtype=torch.float64),
+        branch=torch.full((len(trees),), -1),
     )
-    ascent = ascend(forms, start, steps, signs=signs, rates=effort.rates, enough=1e-4)
-    closed = ascent.value > 0
-    if bool(closed.any()):
-        some = closed.nonzero().flatten()
-        part = Form_select(form, some)
-        bounds = root.bounds(root.relaxed.bounds, owner[some], signs[some].double())
-        proved = root.relaxed.judge(part, owner[some], ascent.parameters.select(some), bounds)
-        closed[some] = proved > 0
-    best = ascent.parameters
-    score = scores(forms, best, forms.substitute(best))[:, root.columns].masked_fill_(leaves.signs != 0, 0)
-    high, branch = score.max(1)
-    new = Leaves(
-        leaves.tree,
-        leaves.signs,
-        best.slopes[:, root.columns],
-        best.multipliers[:, root.columns],
-        best.weights if weighted else leaves.weights,
-        torch.maximum(leaves.bound, ascent.value),
-        branch,
-    )
-    return Bounded(new, closed, ascent.point, high > 0)
 
 
-def Form_select(form, index):
-    return replace(form, rows=form.rows[index], constant=form.constant[index], error=form.error[index])
-
-
-def scores(forms: Forms, parameters: Parameters, at: Substituted) -> Float[Tensor, "batch n"]:
-    parts = []
-    for slot in forms.slots:
-        pieces = forms.pieces[slot.node]
-        lower, upper = forms.bounds[slot.source]
-        room = torch.minimum(upper.clamp(min=0), -lower.clamp(max=0))
-        both = at.positive[slot.node] * room - at.negative[slot.node] * pieces.upper_intercept
-        parts.append((both * ((lower < 0) & (upper > 0))).flatten(1))
-    return torch.cat(parts, 1)
-
-
-def search(trees: Trees, confirm, deadline: Deadline, *, seed: int = 0, effort: Effort | None = None, log=None) -> PhaseOutcome:
-    effort = effort or Effort()
-    generator = torch.Generator().manual_seed(seed)
-    hunter = Hunter(trees, confirm)
-    nothing = torch.full((len(trees),), -torch.inf)
-    witness = hunter.scatter(generator, deadline, restarts=20, steps=40)
-    if witness:
-        return PhaseOutcome(Finding.WITNESS, witness, nothing, 0)
-    graph = trees.graph
-    hidden = last(islice(AlphaCROWN().steps(graph, trees.region), graph.output + 0), Bounds())
-    hidden = last(islice(AlphaCROWN(0, 0).steps(graph, trees.region, hidden), graph.output + 1), Bounds())
-    if deadline.expired:
-        return PhaseOutcome(Finding.OPEN, None, nothing, 0)
-    root = root_of(trees, hidden)
-    if log: log(f'root hidden {deadline.elapsed:.2f} columns {len(root.columns)} of {root.width}')
-    count, columns = len(trees), len(root.columns)
-    weights = trees.even_weights()
-    start = Leaves(
-        torch.arange(count),
-        torch.zeros((count, columns), dtype=torch.int8),
-        torch.zeros((count, columns)),
-        torch.zeros((count, columns)),
-        torch.ones((count, 1)) if weights is None else weights.float(),
-        nothing,
-        torch.zeros(count, dtype=torch.long),
-    )
-    area = root.relaxed.forms(trees.form(start.tree), trees.owner).least_area().slopes[:, root.columns]
-    start = replace(start, slopes=area)
-    done = bound(root, start, effort, effort.root_steps)
-    if log: log(f'root {deadline.elapsed:.2f} bounds {done.leaves.bound.tolist()}')
-    pool = done.leaves.select(~done.closed)
-    visited = count
-    stuck = False
-    rnd = 0
-    while len(pool) and not deadline.expired:
-        order = pool.bound.argsort(stable=True)
-        take = order[: effort.batch // 2] if len(pool) < 2000 else order[-(effort.batch // 2):]
-        keep = torch.ones(len(pool), dtype=torch.bool)
-        keep[take] = False
-        children = pool.select(take).children()
-        pool = pool.select(keep)
-        done = bound(root, children, effort, effort.steps)
-        visited += len(children)
-        rnd += 1
-        slack = trees.slack(root.relaxed.fast_graph(done.point), children.tree)
-        witness = hunter.check(done.point, children.tree, slack)
-        if witness is not None:
-            return PhaseOutcome(Finding.WITNESS, witness, nothing, visited)
-        open_ = ~done.closed
-        if bool((open_ & ~done.splittable).any()):
-            stuck = True
-            open_ &= done.splittable
-        pool = pool.joined(done.leaves.select(open_))
-        if log and rnd % 20 == 0:
-            log(f'{deadline.elapsed:.1f} visited {visited} open {len(pool)} worst {float(pool.bound.min()) if len(pool) else 0:.4f} best {float(pool.bound.max()) if len(pool) else 0:.4f} depth {float((pool.signs!=0).sum(1).float().mean()):.1f}')
-    finding = Finding.OPEN if len(pool) or stuck else Finding.EMPTY
-    return PhaseOutcome(finding, None, nothing, visited)
+def _divide(pool: Leaves, count: int) -> tuple[Leaves, Leaves]:
+    """The leaves to split next, and the rest."""
+    order = pool.bound.argsort(stable=True)
+    chosen = order[:count] if len(pool) < _MANY else order[-count:]
+    keep = torch.ones(len(pool), dtype=torch.bool)
+    keep[chosen] = False
+    return pool.select(chosen), pool.select(keep)

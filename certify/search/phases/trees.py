@@ -69,9 +69,9 @@ class Trees:
         error = gamma(0, constants.dtype) * constants.abs().amax(1, keepdim=True)
         return Form(self.graph.output, rows, constants, error)
 
-    def even_weights(self) -> Float[Tensor, "trees conditions"] | None:
-        """Of the conditions of each tree; None where all have one."""
-        return None if self.real.shape[1] == 1 else self.real / self.real.sum(1, keepdim=True)
+    def even_weights(self) -> Float[Tensor, "trees conditions"]:
+        """Of the conditions of each tree."""
+        return (self.real / self.real.sum(1, keepdim=True)).float()
 
     def slack(
         self, outputs: Float[Tensor, "batch *shape"], trees: Int[Tensor, " batch"]

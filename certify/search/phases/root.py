@@ -1,0 +1,90 @@
+"""The relaxation that all leaves start from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from certify.bounds.alpha import AlphaCROWN, Relaxed
+from certify.bounds.ascent import Slot, slots_below
+from certify.bounds.backward import make_step
+from certify.bounds.base import Bounds
+from certify.bounds.ibp import IBP
+from certify.ir.ops import AbstractAffine, ReLU
+from certify.relaxations import relaxation_of
+from certify.search.deadline import Deadline
+from certify.search.phases.trees import Trees
+
+# Of the time limit, for the bounds of hidden entries: the leaves inherit them.
+_SHARE = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Root:
+    """Bounds on all nodes, and where the phases are that can be fixed.
+
+    Attributes:
+        relaxed: the network between its bounds.
+        slots: of the relaxed nodes, in the flat vector of parameters.
+        columns: positions of the ReLU entries that are unstable in some region.
+        exact: whether the network is affine once all of these are fixed.
+    """
+
+    trees: Trees
+    relaxed: Relaxed
+    slots: tuple[Slot, ...]
+    columns: Int[Tensor, " columns"]
+    exact: bool
+
+    @property
+    def width(self) -> int:
+        """Length of the flat vector of parameters."""
+        return max((slot.stop for slot in self.slots), default=0)
+
+    def spread(self, values: Tensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "batch n"]:
+        """From the columns back to all positions, 0 elsewhere."""
+        full = torch.zeros((len(values), self.width), dtype=dtype)
+        return full.index_copy_(1, self.columns, values.to(dtype))
+
+    def cut(self, bounds: Bounds, owner: Int[Tensor, " batch"], signs: Float[Tensor, "batch n"]) -> Bounds:
+        """The bounds of each leaf's region, cut by its fixed phases."""
+        lower = {k: v[owner] for k, v in bounds.lower.items()}
+        upper = {k: v[owner] for k, v in bounds.upper.items()}
+        for slot in self.slots:
+            sign, low, high = slot.of(signs), lower[slot.source], upper[slot.source]
+            lower[slot.source] = torch.where(sign > 0, low.clamp(min=0), low)
+            upper[slot.source] = torch.where(sign < 0, high.clamp(max=0), high)
+        return Bounds(lower, upper)
+
+
+def root_of(trees: Trees, known: Bounds | None, deadline: Deadline) -> Root | None:
+    """Hidden bounds by alpha-CROWN, or as much of it as a share of the time allows; None when time is over."""
+    share = Deadline(None if deadline.seconds is None else _SHARE * (deadline.seconds - deadline.elapsed))
+    steps = AlphaCROWN(stop=lambda: share.expired).steps(trees.graph, trees.region, known)
+    bounds = known or Bounds()
+    for bounds in _but_output(trees, steps):
+        if deadline.expired:
+            return None
+    # Intervals suffice for the output: only the rounding of weighted conditions reads them.
+    return _root(trees, IBP()(trees.graph, trees.region, bounds))
+
+
+def _but_output(trees: Trees, steps: Iterator[Bounds]) -> Iterator[Bounds]:
+    return islice(steps, trees.graph.output)
+
+
+def _root(trees: Trees, bounds: Bounds) -> Root:
+    graph = trees.graph
+    steps = {k: make_step(graph, graph.nodes[k], bounds) for k in range(1, len(graph.nodes))}
+    slots = slots_below(graph, graph.output)
+    masks = []
+    for slot in slots:
+        op = graph.nodes[slot.node].op
+        unstable = relaxation_of(op).undecided(*bounds[slot.source]).flatten(1).any(0)
+        masks.append(unstable & isinstance(op, ReLU))
+    columns = torch.cat(masks).nonzero().flatten() if masks else torch.zeros(0, dtype=torch.long)
+    exact = all(isinstance(node.op, ReLU | AbstractAffine) for node in graph.nodes[1:])
+    return Root(trees, Relaxed.of(graph, trees.region, bounds, steps), slots, columns, exact)
