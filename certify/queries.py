@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from math import inf
 from typing import SupportsFloat
 
@@ -22,7 +23,7 @@ from certify.search.inputs.search import InputSearch, Progress
 from certify.search.replay import replay
 from certify.verdict import Answer, QueryVerdict, Witness
 
-METHODS = ("auto", "inputs", "bounds")
+METHODS = ("auto", "inputs", "phases", "bounds")
 
 # Free inputs up to which splitting their box is worth it.
 _FEW_INPUTS = 24
@@ -58,8 +59,8 @@ def verify_vnnlib(
         network: an ONNX file, also gzipped, or its content.
         query: a VNN-LIB file, also gzipped, or a `Query`.
         timeout: seconds, reading the files included.
-        method: "auto" chooses by the network and the number of free inputs; "inputs" splits the input box,
-            "bounds" only bounds it once.
+        method: "auto" chooses by the network and the number of free inputs; "inputs" splits the input box, "phases"
+            the phases of the ReLUs, "bounds" only bounds it once.
         seed: of the samples; the same seed gives the same answer, unless time runs out.
 
     Returns:
@@ -118,9 +119,11 @@ def _without_constraints(model: Network, query: Query) -> QueryVerdict | None:
 def _search(model: Network, query: Query, method: str, seed: int, deadline: Deadline) -> QueryVerdict:
     layers = dense_chain(model.graph)
     free = max(int((case.lower < case.upper).sum()) for case in query.cases)
+    if method == "phases" or (method == "auto" and (layers is None or free > _FEW_INPUTS)):
+        return _by_phases(model, query, seed, deadline)
     if layers is None:
         return QueryVerdict(Answer.UNKNOWN, None, -inf, "none", 0, 0.0)
-    split = method == "inputs" or (method == "auto" and free <= _FEW_INPUTS)
+    split = method in ("auto", "inputs")
     return _by_inputs(model, layers, query, seed, deadline, most=None if split else 1)
 
 
@@ -140,6 +143,23 @@ def _by_inputs(
             break
         turn *= 2
     return _verdict(states, found, "inputs" if most is None else "bounds", deadline)
+
+
+def _by_phases(model: Network, query: Query, seed: int, deadline: Deadline) -> QueryVerdict:
+    # Loads torch, which the search over inputs does without.
+    phases = import_module("certify.search.phases")
+    found: list[Witness] = []
+
+    def confirm(x: np.ndarray, case: Case) -> bool:
+        witness = replay(model.runtime, case, x)
+        if witness is not None:
+            found.append(witness)
+        return witness is not None
+
+    outcome = phases.search_phases(model.graph, query, deadline=deadline, seed=seed, confirm=confirm)
+    answer = Answer[{"EMPTY": "UNSAT", "WITNESS": "SAT", "OPEN": "UNKNOWN", "TIMEOUT": "TIMEOUT"}[outcome.finding.name]]
+    bound = float(outcome.bound.min())
+    return QueryVerdict(answer, found[0] if found else None, bound, "phases", outcome.leaves, 0.0)
 
 
 def _replay(model: Network, cases: tuple[Case, ...], found: list[Witness]) -> Callable[[np.ndarray, int], bool]:

@@ -104,7 +104,7 @@ class QueryVerdict:
         bound: no input has a margin below this, proved with rounding; 0 where all inputs are proved safe. The
             margin of an input is the least over the cases of the largest A_i y - b_i: unsafe where it is <= 0.
         method: what ran.
-        boxes: input boxes that were bounded.
+        boxes: input boxes, or sets of fixed phases, that were bounded.
         seconds: wall time.
     """
 

@@ -33,8 +33,9 @@ def verify(
         eps: radius of the ball, in the units of x.
         norm: "linf", "l2" or "l1".
         domain: a pair (lower, upper) of numbers or arrays that valid inputs obey, such as (0, 1).
-        method: "auto" (attack, then intervals, CROWN and alpha-CROWN until the answer is known), "ibp",
-            "crown-ibp", "crown" or "alpha-crown" (attack, then this method), or a `Plan`.
+        method: "auto" (attack, then intervals, CROWN, alpha-CROWN and at most a minute of complete search, until
+            the answer is known), "complete" (the same with no limit but the timeout), "ibp", "crown-ibp", "crown"
+            or "alpha-crown" (attack, then this method), or a `Plan`.
         timeout: seconds; looked at between layers and attack steps, one of which is always finished.
 
     Returns:

@@ -42,7 +42,10 @@ class Relaxed:
     @staticmethod
     def of(graph: Graph, region: AbstractRegion, bounds: Bounds, steps: Mapping[int, Step]) -> "Relaxed":
         """With steps through every affine node, by input."""
-        bounds = bounds.only({0, graph.output} & set(bounds.lower) | {s for k in steps for s in graph.nodes[k].inputs if s in graph.relaxed})
+        bounds = bounds.only(
+            {0, graph.output} & set(bounds.lower)
+            | {s for k in steps for s in graph.nodes[k].inputs if s in graph.relaxed}
+        )
         fast = region.to(torch.float32 if _fits_single(bounds) else region.centre.dtype)
         affine = {k: s for k, s in steps.items() if isinstance(graph.nodes[k].op, AbstractAffine)}
         return Relaxed(graph, region, bounds, affine, place(graph, fast.centre), fast, bounds.to(fast.centre.dtype))
@@ -78,9 +81,7 @@ class Relaxed:
             form = self._weighted(form, inputs, parameters.weights)
         return lower_bound(self.graph, region.minimum, steps, form, multipliers=multipliers).squeeze(1)
 
-    def _weighted(
-        self, form: Form, inputs: Int[Tensor, " batch"], weights: Float[Tensor, "batch conditions"]
-    ) -> Form:
+    def _weighted(self, form: Form, inputs: Int[Tensor, " batch"], weights: Float[Tensor, "batch conditions"]) -> Form:
         """One form for all conditions; what the sum rounds off is paid for by the size of the values."""
         rows, constant = form.rows.flatten(2), form.constant
         size = self.bounds.size(form.node)[inputs].flatten(1)

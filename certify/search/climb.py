@@ -1,9 +1,10 @@
-"""Attack, then bounds from loose to tight, each only where no answer is known yet."""
+"""Attack, then bounds from loose to tight, then search, each only where no answer is known yet."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,22 +14,37 @@ from certify.ir import Graph
 from certify.ir.ops import AbstractAffine
 from certify.search.attack import PGD
 from certify.search.deadline import Deadline
+from certify.search.phases import Finding, Trees, search
+from certify.search.phases.witness import Confirm
 from certify.search.problem import Problem
 from certify.verdict import Status
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is tried, in this order."""
+    """What is tried, in this order.
+
+    Attributes:
+        name: what a user calls it.
+        methods: bounds, one after the other.
+        attack: before them.
+        complete: whether what is still open is searched, phase by phase.
+        limit: seconds for the search of one input; None for no limit but the caller's.
+    """
 
     name: str
     methods: tuple[AbstractMethod, ...]
     attack: PGD | None = field(default_factory=PGD)
+    complete: bool = False
+    limit: float | None = None
 
 
-PLANS: dict[str, Plan] = {"auto": Plan("auto", tuple(METHODS.values()))} | {
-    name: Plan(name, (method,)) for name, method in METHODS.items()
-}
+_LADDER = tuple(METHODS[name] for name in ("ibp", "crown-ibp", "crown", "alpha-crown"))
+
+PLANS: dict[str, Plan] = {
+    "auto": Plan("auto", _LADDER, complete=True, limit=60.0),
+    "complete": Plan("complete", _LADDER[2:], complete=True),
+} | {name: Plan(name, (method,)) for name, method in METHODS.items()}
 
 
 @dataclass
@@ -67,6 +83,8 @@ def climb(problem: Problem, plan: Plan, deadline: Deadline) -> Outcome:
     for method in plan.methods:
         if outcome.left and not deadline.expired:
             known = _bound(problem, method, known, outcome, deadline)
+    if plan.complete:
+        _search(problem, plan, known, outcome, deadline)
     outcome.settle(outcome.left, Status.TIMEOUT if deadline.expired else Status.UNKNOWN)
     return outcome
 
@@ -120,3 +138,33 @@ def _bound(
     proved = (outcome.lower[left] > 0).all(1).tolist()
     outcome.settle([k for k, sure in zip(left, proved, strict=True) if sure], Status.VERIFIED)
     return bounds.select([not sure for sure in proved])
+
+
+def _search(problem: Problem, plan: Plan, known: Bounds | None, outcome: Outcome, deadline: Deadline) -> None:
+    """Search every input without an answer; `known` are the bounds of these, in order."""
+    for position, k in enumerate(outcome.left):
+        if deadline.expired:
+            return
+        part, bounds = problem.select([k]), None if known is None else known.select([position])
+        limit = deadline.within(plan.limit)
+        trees = Trees.of_margins(problem.graph, part.region, part.margins)
+        found = search(trees, _confirm(part), deadline=limit, known=bounds)
+        outcome.stage[k] = "complete"
+        outcome.lower[k] = torch.maximum(outcome.lower[k], found.bound.to(outcome.lower))
+        if found.witness is not None:
+            outcome.witness[k] = torch.from_numpy(found.witness.point)
+            outcome.settle([k], Status.FALSIFIED)
+        elif found.finding is Finding.EMPTY:
+            outcome.settle([k], Status.VERIFIED)
+        elif found.finding is Finding.TIMEOUT:
+            outcome.settle([k], Status.TIMEOUT)
+
+
+def _confirm(problem: Problem) -> Confirm:
+    """The network itself, on the point as it reads it."""
+
+    def confirm(x: np.ndarray, tree: int) -> np.ndarray | None:
+        point = problem.region.representable(torch.from_numpy(x)[None], problem.dtype)
+        return point[0].numpy() if bool(problem.is_counterexample(point)) else None
+
+    return confirm

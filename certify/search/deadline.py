@@ -20,3 +20,8 @@ class Deadline:
     def expired(self) -> bool:
         """Whether the limit is over."""
         return self.seconds is not None and self.elapsed >= self.seconds
+
+    def within(self, seconds: float | None) -> "Deadline":
+        """A new one that also expires after so many seconds from now."""
+        left = [v for v in (seconds, None if self.seconds is None else self.seconds - self.elapsed) if v is not None]
+        return Deadline(min(left, default=None))

@@ -47,19 +47,20 @@ def bound(root: Root, leaves: Leaves, steps: int, rates: Rates, stop: Callable[[
     """Ascend on every leaf in single precision, then prove what was found, and choose what to split next."""
     trees, relaxed = root.trees, root.relaxed
     owner, form = trees.owner[leaves.tree], trees.form(leaves.tree)
-    signs = root.spread(leaves.signs)
+    signs = root.spread(leaves.signs, relaxed.fast_region.centre.dtype)
     forms = relaxed.forms(form, owner, root.cut(relaxed.fast_bounds, owner, signs))
     ascent = ascend(forms, _start(root, leaves, forms), steps, signs=signs, rates=rates, enough=_ENOUGH, stop=stop)
     best = ascent.parameters
     proved = relaxed.judge(form, owner, best, root.cut(relaxed.bounds, owner, signs))
-    score = _scores(forms, best)[:, root.columns].masked_fill_(leaves.signs != 0, 0.0)
+    score = _scores(forms, best)[:, root.columns].float().masked_fill_(leaves.signs != 0, 0.0)
     return Bounded(_updated(root, leaves, best, proved, score), ascent.point)
 
 
 def _start(root: Root, leaves: Leaves, forms: Forms) -> Parameters:
-    slopes = root.spread(leaves.slopes).clamp_(*forms.limits)
-    weights = leaves.weights if root.trees.real.shape[1] > 1 else None
-    return Parameters(slopes, root.spread(leaves.multipliers), weights)
+    dtype = forms.rows.dtype
+    slopes = root.spread(leaves.slopes, dtype).clamp_(*forms.limits)
+    weights = leaves.weights.to(dtype) if root.trees.real.shape[1] > 1 else None
+    return Parameters(slopes, root.spread(leaves.multipliers, dtype), weights)
 
 
 def _updated(
@@ -73,9 +74,9 @@ def _updated(
     high, branch = score.max(1) if score.shape[1] else (torch.zeros(len(leaves)), torch.zeros(len(leaves)).long())
     return replace(
         leaves,
-        slopes=best.slopes[:, root.columns],
-        multipliers=best.multipliers[:, root.columns],
-        weights=leaves.weights if best.weights is None else best.weights,
+        slopes=best.slopes[:, root.columns].float(),
+        multipliers=best.multipliers[:, root.columns].float(),
+        weights=leaves.weights if best.weights is None else best.weights.float(),
         bound=torch.maximum(leaves.bound, proved),
         branch=torch.where(high > 0, branch, -1),
     )

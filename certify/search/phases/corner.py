@@ -75,7 +75,11 @@ def _map(values: Float[Tensor, "n+1 entries"]) -> Float[Tensor, "entries n+1"]:
 
 
 def _solve(
-    root: Root, leaf: Leaves, region: AbstractRegion, phases: Float[Tensor, "fixed n+1"], outputs: Float[Tensor, "m n+1"]
+    root: Root,
+    leaf: Leaves,
+    region: AbstractRegion,
+    phases: Float[Tensor, "fixed n+1"],
+    outputs: Float[Tensor, "m n+1"],
 ) -> OptimizeResult:
     trees, tree = root.trees, int(leaf.tree[0])
     real = trees.real[tree]

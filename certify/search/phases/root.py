@@ -1,8 +1,7 @@
 """The relaxation that all leaves start from."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +10,7 @@ from torch import Tensor
 from certify.bounds.alpha import AlphaCROWN, Relaxed
 from certify.bounds.ascent import Slot, slots_below
 from certify.bounds.backward import make_step
-from certify.bounds.base import Bounds
+from certify.bounds.base import Bounds, last
 from certify.bounds.ibp import IBP
 from certify.ir.ops import AbstractAffine, ReLU
 from certify.relaxations import relaxation_of
@@ -44,7 +43,7 @@ class Root:
         """Length of the flat vector of parameters."""
         return max((slot.stop for slot in self.slots), default=0)
 
-    def spread(self, values: Tensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "batch n"]:
+    def spread(self, values: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch n"]:
         """From the columns back to all positions, 0 elsewhere."""
         full = torch.zeros((len(values), self.width), dtype=dtype)
         return full.index_copy_(1, self.columns, values.to(dtype))
@@ -61,19 +60,20 @@ class Root:
 
 
 def root_of(trees: Trees, known: Bounds | None, deadline: Deadline) -> Root | None:
-    """Hidden bounds by alpha-CROWN, or as much of it as a share of the time allows; None when time is over."""
-    share = Deadline(None if deadline.seconds is None else _SHARE * (deadline.seconds - deadline.elapsed))
+    """Hidden bounds by alpha-CROWN, as much of it as a share of the time allows; None when time is over.
+
+    Known bounds are taken as they are where they are on all nodes below the output.
+    """
+    if known is not None and all(k in known for k in range(trees.graph.output)):
+        return _root(trees, IBP()(trees.graph, trees.region, known))
+    share = deadline.within(None if deadline.seconds is None else _SHARE * (deadline.seconds - deadline.elapsed))
     steps = AlphaCROWN(stop=lambda: share.expired).steps(trees.graph, trees.region, known)
-    bounds = known or Bounds()
-    for bounds in _but_output(trees, steps):
-        if deadline.expired:
-            return None
+    below_output = islice(steps, trees.graph.output)
+    bounds = last(takewhile(lambda _: not deadline.expired, below_output), known or Bounds())
+    if deadline.expired:
+        return None
     # Intervals suffice for the output: only the rounding of weighted conditions reads them.
     return _root(trees, IBP()(trees.graph, trees.region, bounds))
-
-
-def _but_output(trees: Trees, steps: Iterator[Bounds]) -> Iterator[Bounds]:
-    return islice(steps, trees.graph.output)
 
 
 def _root(trees: Trees, bounds: Bounds) -> Root:

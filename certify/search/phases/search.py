@@ -113,8 +113,9 @@ class _State:
         """From the roots to the leaves."""
         if root is None:
             return
-        self.pool = _roots(self.trees, root)
-        self._settle(root, self._bounded(root, self.pool, self.effort.root_steps), self.pool.select(torch.zeros(0).long()))
+        roots = _roots(self.trees, root)
+        nothing = roots.select(torch.zeros(0, dtype=torch.long))
+        self._settle(root, self._bounded(root, roots, self.effort.root_steps), nothing)
         rounds = 0
         while not self.over:
             assert self.pool is not None
@@ -178,7 +179,7 @@ def _roots(trees: Trees, root: Root) -> Leaves:
     return Leaves(
         tree=every,
         signs=torch.zeros((len(trees), columns), dtype=torch.int8),
-        slopes=slopes[:, root.columns],
+        slopes=slopes[:, root.columns].float(),
         multipliers=torch.zeros((len(trees), columns)),
         weights=trees.even_weights(),
         bound=torch.full((len(trees),), -torch.inf, dtype=torch.float64),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -48,8 +49,7 @@ class Trees:
     @staticmethod
     def of_cases(graph: Graph, groups: Sequence[Sequence[Case]]) -> "Trees":
         """A tree for every case; the cases of a group share a box."""
-        first = [group[0] for group in groups]
-        lower, upper = (torch.tensor([getattr(c, end).tolist() for c in first]).double() for end in ("lower", "upper"))
+        lower, upper = (np.stack([getattr(group[0], end) for group in groups]) for end in ("lower", "upper"))
         cases = [case for group in groups for case in group]
         owner = torch.tensor([k for k, group in enumerate(groups) for _ in group])
         most = max(len(case.b) for case in cases)
@@ -60,7 +60,7 @@ class Trees:
             count = len(case.b)
             rows[t, :count], constants[t, :count] = torch.from_numpy(case.A), -torch.from_numpy(case.b)
             real[t, :count] = True
-        return Trees(graph, Box(lower, upper), owner, rows, constants, real)
+        return Trees(graph, Box(torch.from_numpy(lower), torch.from_numpy(upper)), owner, rows, constants, real)
 
     def form(self, trees: Int[Tensor, " batch"]) -> Form:
         """The conditions of some trees as forms on the output."""
@@ -73,9 +73,7 @@ class Trees:
         """Of the conditions of each tree."""
         return (self.real / self.real.sum(1, keepdim=True)).float()
 
-    def slack(
-        self, outputs: Float[Tensor, "batch *shape"], trees: Int[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
+    def slack(self, outputs: Float[Tensor, "batch *shape"], trees: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The largest condition of each tree at given outputs: at most 0 where the point is a witness."""
         rows, constants = self.rows[trees].to(outputs), self.constants[trees].to(outputs)
         values = torch.einsum("bcn,bn->bc", rows, outputs.flatten(1)) + constants

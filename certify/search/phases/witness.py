@@ -47,9 +47,7 @@ class Hunter:
                 return found
         return None
 
-    def descend(
-        self, points: Float[Tensor, "batch n"], trees: Int[Tensor, " batch"], steps: int
-    ) -> Witness | None:
+    def descend(self, points: Float[Tensor, "batch n"], trees: Int[Tensor, " batch"], steps: int) -> Witness | None:
         """Descent from given points, each for its tree."""
         region = self.trees.region.to(torch.float32).select(self.trees.owner[trees])
         graph = place(self.trees.graph, region.centre)
