@@ -39,3 +39,9 @@ def cast_down(value: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tenso
 def cast_up(value: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
     """In another precision, never below the value."""
     return -cast_down(-value, dtype)
+
+
+def fits_single(*values: Float[Tensor, "*_"]) -> bool:
+    """Whether all can be squared in single precision."""
+    most = torch.finfo(torch.float32).max ** 0.5
+    return all(bool((v.abs() < most).all()) for v in values)

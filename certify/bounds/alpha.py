@@ -21,7 +21,7 @@ from certify.ir import Graph
 from certify.ir.ops import AbstractAffine
 from certify.properties import Margins
 from certify.regions import AbstractRegion
-from certify.rounding import gamma
+from certify.rounding import fits_single, gamma
 
 # Forms are optimised in chunks of about this many entries, which stay in a core's cache.
 _CHUNK = 2**16
@@ -46,7 +46,8 @@ class Relaxed:
             {0, graph.output} & set(bounds.lower)
             | {s for k in steps for s in graph.nodes[k].inputs if s in graph.relaxed}
         )
-        fast = region.to(torch.float32 if _fits_single(bounds) else region.centre.dtype)
+        single = fits_single(*bounds.lower.values(), *bounds.upper.values())
+        fast = region.to(torch.float32) if single else region
         affine = {k: s for k, s in steps.items() if isinstance(graph.nodes[k].op, AbstractAffine)}
         return Relaxed(graph, region, bounds, affine, place(graph, fast.centre), fast, bounds.to(fast.centre.dtype))
 
@@ -95,6 +96,88 @@ class Relaxed:
         widest = max(prod(node.shape) for node in self.graph.nodes[: form.node + 1])
         for part in _parts(torch.arange(len(inputs), device=inputs.device), widest):
             yield Form(form.node, form.rows[part], form.constant[part], form.error[part]), inputs[part]
+
+
+@dataclass(frozen=True)
+class AlphaCROWN(AbstractMethod):
+    """CROWN, then ascent on the lower slopes of every form that is still undecided.
+
+    The ascent runs in single precision; its best slopes are put into the substitution in the precision of the
+    region, rounded down. The result is intersected with CROWN's own.
+
+    Attributes:
+        steps_margins: substitutions of each margin.
+        steps_hidden: substitutions of each bound of a hidden entry; 0 leaves CROWN's hidden bounds.
+        stop: asked between the steps of an ascent, whether time is over: the rest stays as CROWN has it.
+    """
+
+    steps_margins: int = 30
+    steps_hidden: int = 16
+    stop: Callable[[], bool] | None = None
+
+    @property
+    def name(self) -> str:
+        """What a user calls it."""
+        return "alpha-crown"
+
+    def steps(self, graph: Graph, region: AbstractRegion, known: Bounds | None = None) -> Iterator[Bounds]:
+        """One node more each time."""
+        return sweep(graph, region, CROWN().steps(graph, region, known), self._tightened)
+
+    def _tightened(
+        self,
+        graph: Graph,
+        region: AbstractRegion,
+        steps: Mapping[int, Step],
+        bounds: Bounds,
+        k: int,
+        positive: Bool[Tensor, "batch *shape"],
+    ) -> Bounds:
+        bounds = substituted(graph, region, steps, bounds, k, positive)
+        if self.steps_hidden == 0 or not slots_below(graph, k):
+            return bounds
+        relaxed = Relaxed.of(graph, region, bounds, steps)
+        for below in (True, False):
+            entry = plain_entries(graph, steps, k, torch.full_like(positive.flatten(1), below))
+            bounds = self._optimised_side(relaxed, bounds, k, below, entry)
+        return bounds
+
+    def _optimised_side(self, relaxed: Relaxed, bounds: Bounds, k: int, below: bool, entry: Entries) -> Bounds:
+        """The lower or the upper bounds of the undecided entries of node k."""
+        graph = relaxed.graph
+        wanted = undecided(graph, bounds, k).flatten(1)
+        found = torch.full_like(bounds.lower[k].flatten(1), -torch.inf)
+        widest = max(prod(node.shape) for node in graph.nodes[: k + 1])
+        for part in _parts(wanted.nonzero(), widest):
+            if self.stop is not None and self.stop():
+                break
+            inputs, index = part.T
+            found[inputs, index] = relaxed.optimise(entry(inputs, index[:, None]), inputs, self.steps_hidden, self.stop)
+        ends = (found, torch.full_like(found, torch.inf)) if below else (torch.full_like(found, -torch.inf), -found)
+        low, high = (v.reshape(bounds.lower[k].shape) for v in ends)
+        return bounds.tightened(k, low, high)
+
+    def margins(
+        self, graph: Graph, region: AbstractRegion, bounds: Bounds, margins: Margins
+    ) -> Float[Tensor, "batch targets"]:
+        """Ascent on every margin, never below CROWN's."""
+        graph = place(graph, region.centre)
+        own = CROWN().margins(graph, region, bounds, margins)
+        if not slots_below(graph, graph.output):
+            return own
+        steps = {k: make_step(graph, graph.nodes[k], bounds) for k in range(1, len(graph.nodes))}
+        relaxed, form = Relaxed.of(graph, region, bounds, steps), margin_form(graph, margins, bounds)
+        batch, targets = own.shape
+        inputs = torch.arange(batch, device=own.device).repeat_interleave(targets)
+        flat = Form(
+            form.node,
+            form.rows.expand((batch, *form.rows.shape[1:])).flatten(0, 1).unsqueeze(1),
+            form.constant.expand(batch, targets).reshape(-1, 1),
+            form.error.expand(batch, targets).reshape(-1, 1),
+        )
+        chunks = relaxed.chunks(flat, inputs)
+        found = torch.cat([relaxed.optimise(part, owner, self.steps_margins, self.stop) for part, owner in chunks])
+        return torch.maximum(own, found.reshape(batch, targets))
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def box_around(n, seed, eps):
 @pytest.mark.parametrize("gap", [1e-3, -1e-3, 0.05])
 def test_thresholds_around_the_exact_minimum_are_told_apart(seed, gap):
     """y_0 - y_1 <= minimum - gap has no point, <= minimum + gap has one."""
-    graph = random_network(seed, 3, 5, 4, 2)
+    graph = random_network(seed, 3, 4, 3, 2)
     lower, upper = box_around(3, seed, 0.8)
     row = np.array([1.0, -1.0])
     least = exact_minimum(graph, lower, upper, row)
@@ -103,14 +103,13 @@ def test_thresholds_around_the_exact_minimum_are_told_apart(seed, gap):
 @pytest.mark.parametrize("seed", range(6))
 def test_conjunctions_with_no_single_empty_condition(seed):
     """Each condition alone has points; all together have none, or have some, as sampling and weights show."""
-    graph = random_network(seed, 3, 6, 5, 3)
+    graph = random_network(seed, 3, 4, 3, 3)
     lower, upper = box_around(3, seed, 0.7)
     A = np.array([[1.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, -1.0]])  # sums to 0: empty for any b < 0
-    alone = [exact_minimum(graph, lower, upper, row) for row in A]
     b = np.array([-0.05, -0.05, -0.05])
     outcome = search_phases(graph, [Case(lower, upper, A, b)], deadline=Deadline(60.0), effort=NO_ATTACK)
     assert outcome.finding is Finding.EMPTY
-    roomy = Case(lower, upper, A[:1], np.array([alone[0] + 0.05]))
+    roomy = Case(lower, upper, A[:1], np.array([exact_minimum(graph, lower, upper, A[0]) + 0.05]))
     assert search_phases(graph, [roomy], deadline=Deadline(60.0)).finding is Finding.WITNESS
 
 
@@ -284,7 +283,7 @@ def test_cases_that_do_not_fit_are_named():
 
 
 @pytest.mark.parametrize("method", ["complete", "auto"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [2, 3, 5, 8])  # of networks that lose the label within a distance of 4
 def test_verify_decides_what_bounds_leave_open(seed, method):
     """The smallest radius at which the exact margin is lost: a little below it is verified, above falsified."""
     network = randomised(mlp(2, 6, 5, 2).double(), seed)
@@ -296,8 +295,7 @@ def test_verify_decides_what_bounds_leave_open(seed, method):
         eps = (low + high) / 2
         least = exact_minimum_of(graph, x.numpy(), eps, row)
         low, high = (eps, high) if least > 0 else (low, eps)
-    if high == 4.0:
-        pytest.skip("this network keeps the label everywhere near")
+    assert high < 4.0
     below, above = (certify.verify(network, x, label=label, eps=e, method=method) for e in (low * 0.999, high * 1.01))
     assert below.status is certify.Status.VERIFIED
     assert above.status is certify.Status.FALSIFIED

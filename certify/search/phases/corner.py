@@ -55,7 +55,9 @@ def _parameters(root: Root, leaf: Leaves, bounds: Bounds, multipliers: Tensor, w
     return Parameters(active, multipliers, padded[None])
 
 
-def _affine_maps(root: Root, bounds: Bounds, n: int) -> tuple[Float[Tensor, "entries n+1"], Float[Tensor, "m n+1"]]:
+def _affine_maps(
+    root: Root, bounds: Bounds, n: int
+) -> tuple[Float[Tensor, "entries coefficients"], Float[Tensor, "m coefficients"]]:
     """Every slot's entries and the outputs as offset and coefficients on the flat input."""
     graph = root.trees.graph
     points = torch.cat([torch.zeros(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)])
@@ -70,7 +72,7 @@ def _affine_maps(root: Root, bounds: Bounds, n: int) -> tuple[Float[Tensor, "ent
     return _map(entries), _map(values[-1].flatten(1))
 
 
-def _map(values: Float[Tensor, "n+1 entries"]) -> Float[Tensor, "entries n+1"]:
+def _map(values: Float[Tensor, "points entries"]) -> Float[Tensor, "entries coefficients"]:
     return torch.cat([values[:1], values[1:] - values[:1]]).T
 
 
@@ -78,8 +80,8 @@ def _solve(
     root: Root,
     leaf: Leaves,
     region: AbstractRegion,
-    phases: Float[Tensor, "fixed n+1"],
-    outputs: Float[Tensor, "m n+1"],
+    phases: Float[Tensor, "fixed coefficients"],
+    outputs: Float[Tensor, "m coefficients"],
 ) -> OptimizeResult:
     trees, tree = root.trees, int(leaf.tree[0])
     real = trees.real[tree]

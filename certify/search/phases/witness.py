@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certify.bounds.base import place
+from certify.rounding import fits_single
 from certify.search.deadline import Deadline
 from certify.search.phases.trees import Trees
 
@@ -49,7 +50,8 @@ class Hunter:
 
     def descend(self, points: Float[Tensor, "batch n"], trees: Int[Tensor, " batch"], steps: int) -> Witness | None:
         """Descent from given points, each for its tree."""
-        region = self.trees.region.to(torch.float32).select(self.trees.owner[trees])
+        region = self.trees.region.select(self.trees.owner[trees])
+        region = region.to(torch.float32) if fits_single(*region.bounding_box()) else region
         graph = place(self.trees.graph, region.centre)
         points = points.to(region.centre)
         for step in range(steps + 1):
