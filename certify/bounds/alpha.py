@@ -180,11 +180,5 @@ class AlphaCROWN(AbstractMethod):
         return torch.maximum(own, found.reshape(batch, targets))
 
 
-def _fits_single(bounds: Bounds) -> bool:
-    """Whether all bounds can be squared in single precision."""
-    most = torch.finfo(torch.float32).max ** 0.5
-    return all(bool((v.abs() < most).all()) for ends in (bounds.lower, bounds.upper) for v in ends.values())
-
-
 def _parts(index: Int[Tensor, "entries *_"], widest: int) -> tuple[Int[Tensor, "some *_"], ...]:
     return index.split(max(1, _CHUNK // widest)) if len(index) else ()

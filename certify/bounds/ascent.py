@@ -153,7 +153,8 @@ class Forms:
 
     def least_area(self) -> Parameters:
         """The parameters of CROWN: no multipliers, equal weights."""
-        slopes = torch.cat([self.pieces[s.node].lower_slope.flatten(1) for s in self.slots], 1)
+        empty = [self.constants[:, :0]]
+        slopes = torch.cat([self.pieces[s.node].lower_slope.flatten(1) for s in self.slots] or empty, 1)
         count = self.constants.shape[1]
         weights = None if count == 1 else torch.full_like(self.constants, 1 / count)
         return Parameters(slopes, None, weights)

@@ -23,7 +23,7 @@ from certify.regions import Box, LpBall
 from certify.search import Deadline
 from certify.search.phases import Effort, Finding, Trees, search, search_phases
 from certify.search.phases.bounding import bound
-from certify.search.phases.root import root_of
+from certify.search.phases.root import roots_of
 from certify.search.phases.search import _roots
 
 NO_ATTACK = Effort(restarts=0)
@@ -164,7 +164,7 @@ def test_bounds_of_leaves_hold_on_their_phases_and_only_rise():
     graph = random_network(5, 4, 8, 8, 3)
     region = Box(*(v[None] for v in map(torch.from_numpy, box_around(4, 5, 0.9))))
     trees = Trees.of_margins(graph, region, margins_of_labels(torch.tensor([1]), 3))
-    root = root_of(trees, None, Deadline())
+    *_, root = roots_of(trees, None, Deadline())
     leaves = _roots(trees, root)
     for _ in range(6):
         done = bound(root, leaves, 12, Effort().rates, lambda: False).leaves

@@ -13,6 +13,7 @@ from certify.search.phases.root import Root
 
 # An ascent ends where all bounds are above this: single precision leaves no doubt about the sign then.
 _ENOUGH = 1e-4
+_FAINT = 1e-20
 
 
 @dataclass(frozen=True)
@@ -93,5 +94,6 @@ def _scores(forms: Forms, parameters: Parameters) -> Float[Tensor, "batch n"]:
         lower, upper = forms.bounds[slot.source]
         room = torch.minimum(upper, -lower).clamp(min=0)
         given = at.positive[slot.node] * room - at.negative[slot.node] * forms.pieces[slot.node].upper_intercept
-        parts.append((given * (room > 0)).flatten(1))
+        # Where no coefficient is left (conditions that cancel each other) the widest entry is split.
+        parts.append((given + _FAINT * room).mul_(room > 0).flatten(1))
     return torch.cat(parts, 1) if parts else at.value.new_zeros((len(at.value), 0))

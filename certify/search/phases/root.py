@@ -1,5 +1,6 @@
 """The relaxation that all leaves start from."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
@@ -11,6 +12,7 @@ from certify.bounds.alpha import AlphaCROWN, Relaxed
 from certify.bounds.ascent import Slot, slots_below
 from certify.bounds.backward import make_step
 from certify.bounds.base import Bounds, last
+from certify.bounds.crown import CROWN
 from certify.bounds.ibp import IBP
 from certify.ir.ops import AbstractAffine, ReLU
 from certify.relaxations import relaxation_of
@@ -59,25 +61,28 @@ class Root:
         return Bounds(lower, upper)
 
 
-def root_of(trees: Trees, known: Bounds | None, deadline: Deadline) -> Root | None:
-    """Hidden bounds by alpha-CROWN, as much of it as a share of the time allows; None when time is over.
+def roots_of(trees: Trees, known: Bounds | None, deadline: Deadline) -> Iterator[Root]:
+    """From CROWN's hidden bounds, then from alpha-CROWN's, as much of them as a share of the time allows.
 
-    Known bounds are taken as they are where they are on all nodes below the output.
+    Known bounds are taken as they are where they are on all nodes below the output. Ends when time is over.
     """
     if known is not None and all(k in known for k in range(trees.graph.output)):
-        return _root(trees, IBP()(trees.graph, trees.region, known))
+        yield _root(trees, known)
+        return
     share = deadline.within(None if deadline.seconds is None else _SHARE * (deadline.seconds - deadline.elapsed))
-    steps = AlphaCROWN(stop=lambda: share.expired).steps(trees.graph, trees.region, known)
-    below_output = islice(steps, trees.graph.output)
-    bounds = last(takewhile(lambda _: not deadline.expired, below_output), known or Bounds())
-    if deadline.expired:
-        return None
-    # Intervals suffice for the output: only the rounding of weighted conditions reads them.
-    return _root(trees, IBP()(trees.graph, trees.region, bounds))
+    bounds = known or Bounds()
+    for method in (CROWN(), AlphaCROWN(stop=lambda: share.expired)):
+        below_output = islice(method.steps(trees.graph, trees.region, bounds), trees.graph.output)
+        bounds = last(takewhile(lambda _: not deadline.expired, below_output), bounds)
+        if deadline.expired:
+            return
+        yield _root(trees, bounds)
 
 
 def _root(trees: Trees, bounds: Bounds) -> Root:
     graph = trees.graph
+    # Intervals suffice for the output: only the rounding of weighted conditions reads them.
+    bounds = IBP()(graph, trees.region, bounds)
     steps = {k: make_step(graph, graph.nodes[k], bounds) for k in range(1, len(graph.nodes))}
     slots = slots_below(graph, graph.output)
     masks = []

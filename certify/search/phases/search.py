@@ -5,11 +5,12 @@ robustness verification", NeurIPS 2021. Whatever closes a leaf is a substitution
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, unique
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from certify.bounds.base import Bounds
@@ -17,7 +18,7 @@ from certify.search.deadline import Deadline
 from certify.search.phases.bounding import Bounded, Effort, bound
 from certify.search.phases.corner import by_linear_program
 from certify.search.phases.leaves import Leaves
-from certify.search.phases.root import Root, root_of
+from certify.search.phases.root import Root, roots_of
 from certify.search.phases.trees import Trees
 from certify.search.phases.witness import Confirm, Hunter, Witness
 
@@ -79,7 +80,7 @@ def search(
         generator = torch.Generator().manual_seed(seed)
         state.found(hunter.scatter(generator, restarts=effort.restarts, steps=effort.descents))
         if state.witness is None and not deadline.expired:
-            state.grow(root_of(trees, known, deadline))
+            state.grow(roots_of(trees, known, deadline))
     return state.outcome()
 
 
@@ -109,50 +110,63 @@ class _State:
         """Whether there is nothing left to do, or no time to do it."""
         return self.witness is not None or self.pool is None or len(self.pool) == 0 or self.deadline.expired
 
-    def grow(self, root: Root | None) -> None:
+    def grow(self, roots: Iterator[Root]) -> None:
         """From the roots to the leaves."""
-        if root is None:
+        for root in roots:
+            leaves = _roots(self.trees, root) if self.pool is None else self._again(root, self.pool)
+            nothing = leaves.select(torch.zeros(0, dtype=torch.long))
+            self._settle(root, self._bounded(root, leaves, self.effort.root_steps), nothing)
+            if self.over:
+                return
+        if self.pool is None:
             return
-        roots = _roots(self.trees, root)
-        nothing = roots.select(torch.zeros(0, dtype=torch.long))
-        self._settle(root, self._bounded(root, roots, self.effort.root_steps), nothing)
+        self._retire(root)
+        self.found(self.hunter.descend(*_corners(self.trees, root), self.effort.descents))
         rounds = 0
         while not self.over:
             assert self.pool is not None
             chosen, rest = _divide(self.pool, self.effort.batch // 2)
             self._settle(root, self._bounded(root, chosen.children(), self.effort.steps), rest)
+            self._retire(root)
             rounds += 1
             if rounds % 20 == 0:
                 _log.debug("%.1f s: %d leaves, %d open", self.deadline.elapsed, self.visited, len(self.pool))
+
+    def _again(self, root: Root, leaves: Leaves) -> Leaves:
+        """The trees still open, at a better root: nothing was split yet."""
+        fresh = _roots(self.trees, root).select(leaves.tree)
+        return replace(fresh, bound=leaves.bound)
 
     def _bounded(self, root: Root, leaves: Leaves, steps: int) -> Bounded:
         return bound(root, leaves, steps, self.effort.rates, lambda: self.deadline.expired)
 
     def _settle(self, root: Root, done: Bounded, rest: Leaves) -> None:
-        """Close what is proved, look for witnesses, keep what can be split."""
+        """Close what is proved, look for a witness, keep what is open."""
         leaves = done.leaves
         self.visited += len(leaves)
-        fast = root.relaxed.fast_graph
-        self.found(self.hunter.check(done.point, leaves.tree, self.trees.slack(fast(done.point), leaves.tree)))
-        last = (leaves.bound <= 0) & (leaves.branch < 0)
-        for k in last.nonzero().flatten().tolist():
-            if self.witness is None and not self.deadline.expired:
-                leaves = self._corner(root, leaves, k)
+        outputs = root.relaxed.fast_graph(done.point)
+        self.found(self.hunter.check(done.point, leaves.tree, self.trees.slack(outputs, leaves.tree)))
+        self.pool = rest.joined(self._close(leaves))
+
+    def _close(self, leaves: Leaves) -> Leaves:
+        """The ones that are not closed."""
         closed = leaves.bound > 0
         self.bound.scatter_reduce_(0, leaves.tree[closed], leaves.bound[closed], "amin")
-        ended = last & ~closed
-        if bool(ended.any()):
-            self.stuck.append(leaves.select(ended))
-        self.pool = rest.joined(leaves.select(~closed & ~ended))
+        return leaves.select(~closed)
 
-    def _corner(self, root: Root, leaves: Leaves, k: int) -> Leaves:
-        index = torch.tensor([k])
-        leaf, point = by_linear_program(root, leaves.select(index))
-        if point is not None:
-            self.found(self.hunter.check(point, leaf.tree, self.trees.slack(self.trees.graph(point), leaf.tree)))
-        bound = leaves.bound.clone()
-        bound[k] = leaf.bound[0]
-        return replace(leaves, bound=bound)
+    def _retire(self, root: Root) -> None:
+        """Leaves with nothing left to split: a linear program, or they stay open for ever."""
+        assert self.pool is not None
+        last = self.pool.branch < 0
+        for k in last.nonzero().flatten().tolist():
+            if self.witness is not None or self.deadline.expired:
+                return
+            leaf, point = by_linear_program(root, self.pool.select(torch.tensor([k])))
+            if point is not None:
+                self.found(self.hunter.check(point, leaf.tree, self.trees.slack(self.trees.graph(point), leaf.tree)))
+            open_leaf = self._close(leaf)
+            self.stuck += [open_leaf] if len(open_leaf) else []
+        self.pool = self.pool.select(~last)
 
     def outcome(self) -> PhaseOutcome:
         """The answer, as far as it is known."""
@@ -169,6 +183,19 @@ class _State:
         else:
             finding = Finding.OPEN if self.stuck else Finding.EMPTY
         return PhaseOutcome(finding, self.witness, bound, self.visited)
+
+
+def _corners(trees: Trees, root: Root) -> tuple[Float[Tensor, "batch n"], Int[Tensor, " batch"]]:
+    """For every single condition the point where its linear bound is least, and its tree.
+
+    Where the network is flat at random points these are starts of an attack that has a gradient.
+    """
+    tree, condition = trees.real.nonzero().T
+    form = trees.form(tree)
+    row = torch.arange(len(tree))
+    form = replace(form, rows=form.rows[row, condition, None], constant=form.constant[row, condition, None])
+    forms = root.relaxed.forms(form, trees.owner[tree])
+    return forms.substitute(forms.least_area()).point, tree
 
 
 def _roots(trees: Trees, root: Root) -> Leaves:
