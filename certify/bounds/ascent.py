@@ -273,11 +273,20 @@ class Ascent:
 
 @dataclass(frozen=True)
 class Rates:
-    """Lengths of the first steps."""
+    """Lengths of the first steps; of multipliers relative to the mean coefficient on the node's values."""
 
     slopes: float = 0.4
-    multipliers: float = 0.1
+    multipliers: float = 1.0
     weights: float = 0.5
+
+
+def _mean_coefficients(forms: Forms, at: Substituted) -> Float[Tensor, "batch n"]:
+    """By slot: the size that multipliers have to be compared with."""
+    parts = []
+    for slot in forms.slots:
+        size = (at.positive[slot.node] - at.negative[slot.node]).flatten(1)
+        parts.append(size.mean(1, keepdim=True).expand_as(size))
+    return torch.cat(parts, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,13 +297,14 @@ class _Mover:
     rates: Rates
     signs: Float[Tensor, "batch n"] | None
     states: tuple[_Adam | None, ...]
+    scale: Float[Tensor, "batch n"] | float
 
     def step(self, now: Parameters, gradient: Parameters, count: int) -> Parameters:
         """One step each."""
         slopes = self._move(0, gradient.slopes, count).add_(now.slopes).clamp_(*self.forms.limits)
         multipliers = weights = None
         if now.multipliers is not None and gradient.multipliers is not None and self.signs is not None:
-            multipliers = self._move(1, gradient.multipliers, count).add_(now.multipliers)
+            multipliers = self._move(1, gradient.multipliers, count).mul_(self.scale).add_(now.multipliers)
             multipliers = multipliers.mul_(self.signs).clamp_(min=0).mul_(self.signs)
         if now.weights is not None and gradient.weights is not None:
             # On the simplex only differences matter, and a factor keeps a weight positive.
@@ -331,13 +341,17 @@ def ascend(
         stop: asked before every step, whether time is over.
     """
     states = tuple(None if v is None else _Adam.like(v) for v in start.each)
-    mover, now = _Mover(forms, rates or Rates(), signs, states), start
+    now = start
     best: Ascent | None = None
+    mover: _Mover | None = None
     for count in range(1, steps + 1):
         at = forms.substitute(now)
         best = _best(best, Ascent(at.value, now, at.point))
         if count == steps or bool((best.value > enough).all()) or (stop is not None and stop()):
             break
+        if mover is None:
+            scale = 1.0 if start.multipliers is None else _mean_coefficients(forms, at)
+            mover = _Mover(forms, rates or Rates(), signs, states, scale)
         now = mover.step(now, forms.gradient(at, now), count)
     assert best is not None
     return best

@@ -1,4 +1,4 @@
-"""Bounds of a batch of leaves, and where to split them."""
+"""Bounds of a batch of leaves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from certify.bounds.ascent import Forms, Parameters, Rates, ascend
+from certify.bounds.ascent import Parameters, Rates, ascend
+from certify.search.phases.branching import choose, scores, start_of
 from certify.search.phases.leaves import Leaves
 from certify.search.phases.root import Root
 
 # An ascent ends where all bounds are above this: single precision leaves no doubt about the sign then.
 _ENOUGH = 1e-4
-_FAINT = 1e-20
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Effort:
         restarts, descents: of the attack before the search, and its steps.
     """
 
-    batch: int = 64
+    batch: int = 128
     root_steps: int = 40
-    steps: int = 12
+    steps: int = 6
     rates: Rates = field(default_factory=Rates)
     restarts: int = 20
     descents: int = 40
@@ -50,50 +50,20 @@ def bound(root: Root, leaves: Leaves, steps: int, rates: Rates, stop: Callable[[
     owner, form = trees.owner[leaves.tree], trees.form(leaves.tree)
     signs = root.spread(leaves.signs, relaxed.fast_region.centre.dtype)
     forms = relaxed.forms(form, owner, root.cut(relaxed.fast_bounds, owner, signs))
-    ascent = ascend(forms, _start(root, leaves, forms), steps, signs=signs, rates=rates, enough=_ENOUGH, stop=stop)
+    ascent = ascend(forms, start_of(root, leaves, forms), steps, signs=signs, rates=rates, enough=_ENOUGH, stop=stop)
     best = ascent.parameters
     proved = relaxed.judge(form, owner, best, root.cut(relaxed.bounds, owner, signs))
-    score = _scores(forms, best)[:, root.columns].float().masked_fill_(leaves.signs != 0, 0.0)
-    return Bounded(_updated(root, leaves, best, proved, score), ascent.point)
+    found = _updated(root, leaves, best, torch.maximum(leaves.bound, proved))
+    score = scores(forms, best)[:, root.columns].float().masked_fill_(leaves.signs != 0, 0.0)
+    return Bounded(replace(found, branch=choose(root, found, score, stop)), ascent.point)
 
 
-def _start(root: Root, leaves: Leaves, forms: Forms) -> Parameters:
-    dtype = forms.rows.dtype
-    slopes = root.spread(leaves.slopes, dtype).clamp_(*forms.limits)
-    weights = leaves.weights.to(dtype) if root.trees.real.shape[1] > 1 else None
-    return Parameters(slopes, root.spread(leaves.multipliers, dtype), weights)
-
-
-def _updated(
-    root: Root,
-    leaves: Leaves,
-    best: Parameters,
-    proved: Float[Tensor, " batch"],
-    score: Float[Tensor, "batch columns"],
-) -> Leaves:
+def _updated(root: Root, leaves: Leaves, best: Parameters, bound: Float[Tensor, " batch"]) -> Leaves:
     assert best.multipliers is not None
-    high, branch = score.max(1) if score.shape[1] else (torch.zeros(len(leaves)), torch.zeros(len(leaves)).long())
     return replace(
         leaves,
         slopes=best.slopes[:, root.columns].float(),
         multipliers=best.multipliers[:, root.columns].float(),
         weights=leaves.weights if best.weights is None else best.weights.float(),
-        bound=torch.maximum(leaves.bound, proved),
-        branch=torch.where(high > 0, branch, -1),
+        bound=bound,
     )
-
-
-def _scores(forms: Forms, parameters: Parameters) -> Float[Tensor, "batch n"]:
-    """How much the bound can gain where an entry's phase is fixed: what its two lines give away.
-
-    The upper line gives away at most its intercept, the lower one at most min(u, -l), each times its coefficient
-    (after Bunel et al., "Branch and bound for piecewise linear neural network verification", JMLR 2020).
-    """
-    at, parts = forms.substitute(parameters), []
-    for slot in forms.slots:
-        lower, upper = forms.bounds[slot.source]
-        room = torch.minimum(upper, -lower).clamp(min=0)
-        given = at.positive[slot.node] * room - at.negative[slot.node] * forms.pieces[slot.node].upper_intercept
-        # Where no coefficient is left (conditions that cancel each other) the widest entry is split.
-        parts.append((given + _FAINT * room).mul_(room > 0).flatten(1))
-    return torch.cat(parts, 1) if parts else at.value.new_zeros((len(at.value), 0))
