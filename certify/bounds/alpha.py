@@ -122,7 +122,8 @@ class AlphaCROWN(AbstractMethod):
 
     def steps(self, graph: Graph, region: AbstractRegion, known: Bounds | None = None) -> Iterator[Bounds]:
         """One node more each time."""
-        return sweep(graph, region, CROWN().steps(graph, region, known), self._tightened)
+        loose = CROWN(stop=self.stop).steps(graph, region, known)
+        return sweep(graph, region, loose, self._tightened)
 
     def _tightened(
         self,
@@ -133,7 +134,7 @@ class AlphaCROWN(AbstractMethod):
         k: int,
         positive: Bool[Tensor, "batch *shape"],
     ) -> Bounds:
-        bounds = substituted(graph, region, steps, bounds, k, positive)
+        bounds = substituted(graph, region, steps, bounds, k, positive, self.stop)
         if self.steps_hidden == 0 or not slots_below(graph, k):
             return bounds
         relaxed = Relaxed.of(graph, region, bounds, steps)

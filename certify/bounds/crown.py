@@ -7,7 +7,7 @@ Zhang et al., "Efficient neural network robustness certification with general ac
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
+from itertools import repeat, takewhile
 from math import prod
 
 import torch
@@ -36,9 +36,11 @@ class CROWN(AbstractMethod):
     Attributes:
         hidden: whether hidden layers are substituted back to the input too; if not, their bounds are
             intervals (the method known as CROWN-IBP).
+        stop: asked between substitutions, whether time is over: the rest stays as intervals have it.
     """
 
     hidden: bool = True
+    stop: Callable[[], bool] | None = None
 
     @property
     def name(self) -> str:
@@ -47,7 +49,8 @@ class CROWN(AbstractMethod):
 
     def steps(self, graph: Graph, region: AbstractRegion, known: Bounds | None = None) -> Iterator[Bounds]:
         """One node more each time."""
-        return sweep(graph, region, repeat(known or Bounds()), substituted, hidden=self.hidden)
+        tighten = partial(substituted, stop=self.stop)
+        return sweep(graph, region, repeat(known or Bounds()), tighten, hidden=self.hidden)
 
     def margins(
         self, graph: Graph, region: AbstractRegion, bounds: Bounds, margins: Margins
@@ -91,6 +94,7 @@ def substituted(
     bounds: Bounds,
     k: int,
     positive: Bool[Tensor, "batch *shape"],
+    stop: Callable[[], bool] | None = None,
 ) -> Bounds:
     """Tighter bounds on the entries of node k that are undecided.
 
@@ -99,7 +103,7 @@ def substituted(
     """
     for below in (positive, ~positive):
         wanted = undecided(graph, bounds, k).flatten(1)
-        bounds = _one_side(graph, region, steps, bounds, k, below.flatten(1), wanted)
+        bounds = _one_side(graph, region, steps, bounds, k, below.flatten(1), wanted, stop)
     return bounds
 
 
@@ -111,12 +115,14 @@ def _one_side(
     k: int,
     below: Bool[Tensor, "batch n"],
     wanted: Bool[Tensor, "batch n"],
+    stop: Callable[[], bool] | None,
 ) -> Bounds:
     """The lower bound, or where `below` is false the upper one, of the wanted entries of node k."""
     lower, upper = bounds[k]
     found = torch.full_like(lower.flatten(1), -torch.inf)
     entry = entries_of(graph, steps, k, below)
-    for part, index in _chunks(wanted, max(prod(node.shape) for node in graph.nodes[: k + 1])):
+    chunks = _chunks(wanted, max(prod(node.shape) for node in graph.nodes[: k + 1]))
+    for part, index in takewhile(lambda _: stop is None or not stop(), chunks):
         minimum = partial(region.minimum, inputs=part)
         found[part[:, None], index] = lower_bound(graph, minimum, steps, entry(part, index), inputs=part)
     low = torch.where(below, found, -torch.inf).reshape(lower.shape)

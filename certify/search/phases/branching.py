@@ -15,8 +15,6 @@ from certify.search.phases.leaves import Leaves
 from certify.search.phases.root import Root
 
 _CANDIDATES = 16
-# Children that are bounded together.
-_CHUNK = 512
 _FAINT, _LITTLE = 1e-20, 1e-6
 
 
@@ -53,7 +51,7 @@ def choose(
     branch = torch.where(high > 0, best, -1)
     several = ((leaves.bound <= 0) & ((score > 0).sum(1) > 1)).nonzero().flatten()
     count = min(_CANDIDATES, score.shape[1])
-    for part in several.split(max(1, _CHUNK // (2 * count))):
+    for part in several.split(max(1, root.together // (2 * count))):
         if len(part) == 0 or stop():
             break
         given, columns = score[part].topk(count, dim=1)

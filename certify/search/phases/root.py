@@ -21,6 +21,8 @@ from certify.search.phases.trees import Trees
 
 # Of the time limit, for the bounds of hidden entries: the leaves inherit them.
 _SHARE = 0.3
+# Parameters of the leaves that are bounded together, and how many leaves at most: a step stays short.
+_ENTRIES, _TOGETHER = 2**21, 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,11 @@ class Root:
     def width(self) -> int:
         """Length of the flat vector of parameters."""
         return max((slot.stop for slot in self.slots), default=0)
+
+    @property
+    def together(self) -> int:
+        """How many leaves can be bounded at once."""
+        return max(2, min(_TOGETHER, _ENTRIES // max(1, self.width)))
 
     def spread(self, values: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch n"]:
         """From the columns back to all positions, 0 elsewhere."""
@@ -71,7 +78,7 @@ def roots_of(trees: Trees, known: Bounds | None, deadline: Deadline) -> Iterator
         return
     share = deadline.within(None if deadline.seconds is None else _SHARE * (deadline.seconds - deadline.elapsed))
     bounds = known or Bounds()
-    for method in (CROWN(), AlphaCROWN(stop=lambda: share.expired)):
+    for method in (CROWN(stop=lambda: deadline.expired), AlphaCROWN(stop=lambda: share.expired)):
         below_output = islice(method.steps(trees.graph, trees.region, bounds), trees.graph.output)
         bounds = last(takewhile(lambda _: not deadline.expired, below_output), bounds)
         if deadline.expired:

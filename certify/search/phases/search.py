@@ -125,7 +125,7 @@ class _State:
         rounds = 0
         while not self.over:
             assert self.pool is not None
-            chosen, rest = _divide(self.pool, self.effort.batch // 2)
+            chosen, rest = _divide(self.pool, min(self.effort.batch, root.together) // 2)
             self._settle(root, self._bounded(root, chosen.children(), self.effort.steps), rest)
             self._retire(root)
             rounds += 1
