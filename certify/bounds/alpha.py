@@ -108,7 +108,7 @@ class AlphaCROWN(AbstractMethod):
     Attributes:
         steps_margins: substitutions of each margin.
         steps_hidden: substitutions of each bound of a hidden entry; 0 leaves CROWN's hidden bounds.
-        stop: asked between the steps of an ascent, whether time is over: the rest stays as CROWN has it.
+        stop: asked in every substitution and ascent, whether time is over: the rest stays as it is.
     """
 
     steps_margins: int = 30
