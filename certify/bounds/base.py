@@ -44,9 +44,9 @@ class Bounds:
         """Largest absolute value of every entry."""
         return torch.maximum(self.lower[node].abs(), self.upper[node].abs())
 
-    def to(self, dtype: torch.dtype) -> "Bounds":
-        """In another precision, rounded to the nearest."""
-        return Bounds({k: v.to(dtype) for k, v in self.lower.items()}, {k: v.to(dtype) for k, v in self.upper.items()})
+    def to(self, where: torch.dtype | str) -> "Bounds":
+        """In another precision, rounded to the nearest, or on another device."""
+        return Bounds({k: v.to(where) for k, v in self.lower.items()}, {k: v.to(where) for k, v in self.upper.items()})
 
     def only(self, nodes: Iterable[int]) -> "Bounds":
         """The bounds of some of the nodes."""

@@ -35,6 +35,10 @@ class Margins:
         kept = torch.where(self.keeps_ties[:, None], margins >= 0, margins > 0)
         return ~kept.all(1)
 
+    def cpu(self) -> "Margins":
+        """The same in the memory of the CPU."""
+        return Margins(self.rows.cpu(), self.constants.cpu(), self.rivals.cpu(), self.keeps_ties.cpu())
+
     def select(self, index: Any) -> "Margins":
         """The conditions of some of the inputs."""
         return Margins(self.rows[index], self.constants[index], self.rivals[index], self.keeps_ties[index])

@@ -199,6 +199,11 @@ class LpBall(AbstractRegion):
         upper = None if self.upper is None else self.upper[index]
         return replace(self, centre=self.centre[index], lower=lower, upper=upper)
 
+    def cpu(self) -> "LpBall":
+        """The same balls in the memory of the CPU."""
+        lower, upper = (None if v is None else v.cpu() for v in (self.lower, self.upper))
+        return replace(self, centre=self.centre.cpu(), lower=lower, upper=upper)
+
     def representable(self, points: Float[Tensor, "batch n"], dtype: torch.dtype) -> Tensor:
         """Points of the region in another precision, near the given ones if the ball is large enough for it."""
         order = {"linf": torch.inf, "l2": 2, "l1": 1}[self.norm]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from certify.bounds import METHODS, AbstractMethod, Bounds
-from certify.bounds.base import last
+from certify.bounds.base import last, place
 from certify.ir import Graph
 from certify.ir.ops import AbstractAffine
 from certify.search.attack import PGD
@@ -147,12 +147,13 @@ def _search(problem: Problem, plan: Plan, known: Bounds | None, outcome: Outcome
             return
         part, bounds = problem.select([k]), None if known is None else known.select([position])
         limit = deadline.within(plan.limit)
-        trees = Trees.of_margins(problem.graph, part.region, part.margins)
-        found = search(trees, _confirm(part), deadline=limit, known=bounds)
+        # The search runs on the CPU, wherever the network is.
+        trees = Trees.of_margins(place(problem.graph, torch.zeros(0).double()), part.region.cpu(), part.margins.cpu())
+        found = search(trees, _confirm(part), deadline=limit, known=bounds and bounds.to("cpu"))
         outcome.stage[k] = "complete"
         outcome.lower[k] = torch.maximum(outcome.lower[k], found.bound.to(outcome.lower))
         if found.witness is not None:
-            outcome.witness[k] = torch.from_numpy(found.witness.point)
+            outcome.witness[k] = torch.from_numpy(found.witness.point).to(part.region.centre.device)
             outcome.settle([k], Status.FALSIFIED)
         elif found.finding is Finding.EMPTY:
             outcome.settle([k], Status.VERIFIED)
@@ -164,7 +165,7 @@ def _confirm(problem: Problem) -> Confirm:
     """The network itself, on the point as it reads it."""
 
     def confirm(x: np.ndarray, tree: int) -> np.ndarray | None:
-        point = problem.region.representable(torch.from_numpy(x)[None], problem.dtype)
-        return point[0].numpy() if bool(problem.is_counterexample(point)) else None
+        point = problem.region.representable(torch.from_numpy(x)[None].to(problem.region.centre), problem.dtype)
+        return point[0].cpu().numpy() if bool(problem.is_counterexample(point)) else None
 
     return confirm
