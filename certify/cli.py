@@ -87,6 +87,7 @@ def _add_verify(commands: Any) -> None:
     verify.add_argument("--timeout", type=float, help="seconds for the whole process")
     verify.add_argument("--method", default="auto", help="auto, inputs or bounds (default: %(default)s)")
     verify.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    verify.add_argument("--workers", type=int, default=1, help="processes for a long search (default: %(default)s)")
     verify.add_argument("--verbose", action="store_true", help="how the answer was found, on stderr")
     verify.set_defaults(run=_verify)
 
@@ -125,7 +126,9 @@ def _verify(options: argparse.Namespace) -> None:
     if left is not None and left <= 0:
         print("timed-out")
         return
-    verdict = verify_vnnlib(path, query, timeout=left, method=options.method, seed=options.seed)
+    verdict = verify_vnnlib(
+        path, query, timeout=left, method=options.method, seed=options.seed, workers=options.workers
+    )
     print(_WORDS[verdict.answer.name])
     if verdict.witness is not None:
         _print_witness(verdict.witness, query)

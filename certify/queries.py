@@ -1,7 +1,6 @@
 """Property files answered: `verify_vnnlib`."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import inf
@@ -10,7 +9,6 @@ from typing import SupportsFloat
 import numpy as np
 
 from certify.errors import InvalidInputError, QueryError
-from certify.ir.chain import Layer, dense_chain
 from certify.ir.from_onnx import graph_from_onnx
 from certify.ir.graph import Graph
 from certify.ir.onnx_file import read_program
@@ -18,8 +16,11 @@ from certify.ir.runtime import Runtime
 from certify.properties.query import Case, Query
 from certify.properties.vnnlib import read_vnnlib
 from certify.search.deadline import Deadline
+from certify.search.inputs.attack import Replay
 from certify.search.inputs.chain import Chain
+from certify.search.inputs.network import chain_of
 from certify.search.inputs.search import InputSearch, Progress
+from certify.search.inputs.workers import run_shared
 from certify.search.replay import replay
 from certify.verdict import Answer, QueryVerdict, Witness
 
@@ -29,6 +30,8 @@ METHODS = ("auto", "inputs", "phases", "bounds")
 _FEW_INPUTS = 24
 # Boxes of the first turn of every group; turns grow, so that no group waits for a hard one for ever.
 _FIRST_TURN = 512
+# Boxes of a turn from which on processes share it.
+_SHARED_TURN = 16384
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,7 @@ class Network:
     @staticmethod
     def read(source: str | os.PathLike[str] | bytes) -> "Network":
         """From an ONNX file; see `graph_from_onnx` for the errors."""
-        graph = graph_from_onnx(source)
+        graph = graph_from_onnx(source, simplified=False)
         return Network(graph, Runtime(read_program(source).content))
 
 
@@ -52,6 +55,7 @@ def verify_vnnlib(
     timeout: SupportsFloat | None = None,
     method: str = "auto",
     seed: int = 0,
+    workers: int = 1,
 ) -> QueryVerdict:
     """Whether the network has an input and output that a property file describes as unsafe.
 
@@ -62,6 +66,7 @@ def verify_vnnlib(
         method: "auto" chooses by the network and the number of free inputs; "inputs" splits the input box, "phases"
             the phases of the ReLUs, "bounds" only bounds it once.
         seed: of the samples; the same seed gives the same answer, unless time runs out.
+        workers: processes that share a search that takes longer than a second or so.
 
     Returns:
         SAT only with a witness that onnxruntime was run on: its outputs satisfy the constraints exactly, and it
@@ -74,12 +79,14 @@ def verify_vnnlib(
         InvalidInputError, UnsupportedOp: for a network that cannot be read.
     """
     deadline = Deadline(_seconds(timeout))
+    if workers < 1:
+        raise InvalidInputError(f"workers is {workers}; expected at least 1")
     if method not in METHODS:
         raise InvalidInputError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     asked = query if isinstance(query, Query) else read_vnnlib(query)
     model = network if isinstance(network, Network) else Network.read(network)
     _check_sizes(model, asked)
-    outcome = _without_constraints(model, asked) or _search(model, asked, method, seed, deadline)
+    outcome = _without_constraints(model, asked) or _search(model, asked, method, _Effort(deadline, seed, workers))
     return replace(outcome, seconds=deadline.elapsed)
 
 
@@ -116,36 +123,44 @@ def _without_constraints(model: Network, query: Query) -> QueryVerdict | None:
     return None
 
 
-def _search(model: Network, query: Query, method: str, seed: int, deadline: Deadline) -> QueryVerdict:
-    layers = dense_chain(model.graph)
+@dataclass(frozen=True)
+class _Effort:
+    """What may be spent."""
+
+    deadline: Deadline
+    seed: int
+    workers: int
+
+
+def _search(model: Network, query: Query, method: str, effort: _Effort) -> QueryVerdict:
     free = max(int((case.lower < case.upper).sum()) for case in query.cases)
-    if method == "phases" or (method == "auto" and (layers is None or free > _FEW_INPUTS)):
-        return _by_phases(model, query, seed, deadline)
-    if layers is None:
+    if method == "phases" or (method == "auto" and free > _FEW_INPUTS):
+        return _by_phases(model, query, effort)
+    chain = chain_of(model.graph)
+    if chain is None and method == "auto":
+        return _by_phases(model, query, effort)
+    if chain is None:
         return QueryVerdict(Answer.UNKNOWN, None, -inf, "none", 0, 0.0)
-    split = method in ("auto", "inputs")
-    return _by_inputs(model, layers, query, seed, deadline, most=None if split else 1)
+    return _by_inputs(model, chain, query, effort, once=method == "bounds")
 
 
-def _by_inputs(
-    model: Network, layers: tuple[Layer, ...], query: Query, seed: int, deadline: Deadline, *, most: int | None
-) -> QueryVerdict:
+def _by_inputs(model: Network, chain: Chain, query: Query, effort: _Effort, *, once: bool) -> QueryVerdict:
+    """All groups of cases in turns that grow, so that an easy one does not wait for a hard one."""
     found: list[Witness] = []
-    chain = Chain.of(layers)
-    searches = [InputSearch.of(chain, group, seed) for group in query.groups]
+    searches = [InputSearch.of(chain, group, effort.seed) for group in query.groups]
     states = [search.start() for search in searches]
-    turn = _FIRST_TURN if most is None else most
-    while not (found or deadline.expired or all(state.over for state in states)):
+    turn = 1 if once else _FIRST_TURN
+    while not (found or effort.deadline.expired or all(state.over for state in states)):
         for k, search in enumerate(searches):
             if not (found or states[k].over):
-                states[k] = search.run(states[k], _replay(model, search.cases, found), deadline, turn)
-        if most is not None:
+                states[k] = _turn(search, states[k], _replay(model, search.cases, found), effort, turn)
+        if once:
             break
         turn *= 2
-    return _verdict(states, found, "inputs" if most is None else "bounds", deadline)
+    return _verdict(states, found, "bounds" if once else "inputs", effort.deadline)
 
 
-def _by_phases(model: Network, query: Query, seed: int, deadline: Deadline) -> QueryVerdict:
+def _by_phases(model: Network, query: Query, effort: _Effort) -> QueryVerdict:
     # Loads torch, which the search over inputs does without.
     phases = import_module("certify.search.phases")
     found: list[Witness] = []
@@ -156,13 +171,19 @@ def _by_phases(model: Network, query: Query, seed: int, deadline: Deadline) -> Q
             found.append(witness)
         return witness is not None
 
-    outcome = phases.search_phases(model.graph, query, deadline=deadline, seed=seed, confirm=confirm)
+    outcome = phases.search_phases(model.graph, query, deadline=effort.deadline, seed=effort.seed, confirm=confirm)
     answer = Answer[{"EMPTY": "UNSAT", "WITNESS": "SAT", "OPEN": "UNKNOWN", "TIMEOUT": "TIMEOUT"}[outcome.finding.name]]
-    bound = float(outcome.bound.min())
+    bound = min(float(outcome.bound.min()), 0.0)
     return QueryVerdict(answer, found[0] if found else None, bound, "phases", outcome.leaves, 0.0)
 
 
-def _replay(model: Network, cases: tuple[Case, ...], found: list[Witness]) -> Callable[[np.ndarray, int], bool]:
+def _turn(search: InputSearch, state: Progress, replay: Replay, effort: _Effort, most: int) -> Progress:
+    if effort.workers == 1 or most < _SHARED_TURN:
+        return search.run(state, replay, effort.deadline, most)
+    return run_shared(search, state, replay, effort.deadline, effort.workers, most)
+
+
+def _replay(model: Network, cases: tuple[Case, ...], found: list[Witness]) -> Replay:
     def ask(x: np.ndarray, case: int) -> bool:
         witness = replay(model.runtime, cases[case], x)
         if witness is not None:

@@ -72,9 +72,10 @@ class Builder:
         """The network's input."""
         return Value(0, self._nodes[0].shape)
 
-    def finish(self, output: Value) -> Graph:
+    def finish(self, output: Value, *, simplified: bool = True) -> Graph:
         """The graph that returns the value."""
-        return simplify(Graph(tuple(self._nodes[: self._at(output) + 1])))
+        graph = Graph(tuple(self._nodes[: self._at(output) + 1]))
+        return simplify(graph) if simplified else graph
 
     # ---- nodes
 

@@ -19,7 +19,11 @@ _CHECK_TOLERANCE = 1e-4  # of the largest output: the runtime computes in float3
 
 
 def graph_from_onnx(
-    source: str | os.PathLike[str] | bytes, *, input_shape: Shape | None = None, check: bool = True
+    source: str | os.PathLike[str] | bytes,
+    *,
+    input_shape: Shape | None = None,
+    check: bool = True,
+    simplified: bool = True,
 ) -> Graph:
     """The simplified graph of an ONNX file, in float64, checked against onnxruntime on random inputs.
 
@@ -29,6 +33,7 @@ def graph_from_onnx(
     Args:
         source: path of a `.onnx` or `.onnx.gz` file, or its content.
         input_shape: shape of one input, without the batch axis, where the file does not say it.
+        simplified: whether to merge consecutive affine operations, which rounds their products.
         check: whether to compare with onnxruntime. Whoever switches it off answers for the import.
 
     Raises:
@@ -44,7 +49,7 @@ def graph_from_onnx(
     values[program.input] = builder.reshape(builder.input, shape)
     for call in program.calls:
         _run(builder, call, values)
-    graph = builder.finish(_output(builder, values.get(program.output), program, has_batch))
+    graph = builder.finish(_output(builder, values.get(program.output), program, has_batch), simplified=simplified)
     if check:
         check_with_runtime(graph, program, shape)
     return graph

@@ -4,7 +4,8 @@ Every bound holds for the real network, whose weights are the doubles of the cha
 
 *Forwards.* Values are x = c + G xi + r with xi in [-1, 1]^n and |r| <= e, all per box. With s and t such that
 s z <= relu(z) <= s z + t on [L, U], relu(z) = s z + t/2 +- t/2. Rounding errors of the products are at most
-`rounding` times the sum of absolute values, (|c| + sum |G|) |W|, and are added to e.
+`rounding` times the sum of absolute values, (|c| + sum |G|) |W|, and are added to e; so is what W and b are off
+by where they were merged from several operations, at most `rounding` times the `Sizes`.
 
 *Backwards.* Rows R with R z + c a lower bound go down layer by layer: with N = min(R, 0) and P = R - N,
 R relu(z) >= P (a z) + N (s z + t), a in {0, 1}. The computed row and constant differ from the exact ones by at
@@ -128,14 +129,15 @@ class Zonotope:
         form[:, -1] = boxes.centre
         return Zonotope(form, np.zeros((count, n)), np.abs(boxes.centre) + boxes.radius)
 
-    def affine(self, W: np.ndarray, size: np.ndarray, b: np.ndarray, rounding: float) -> "Zonotope":
-        """W x + b, where `size` is |W|."""
+    def affine(self, layer: tuple[np.ndarray, np.ndarray], size: np.ndarray, rounding: float) -> "Zonotope":
+        """W x + b; `size` is at least |W| |x| + |b|, with what W and b themselves are off by."""
+        W, b = layer
         count, rows, n = self.form.shape
         form = (self.form.reshape(count * rows, n) @ W.T).reshape(count, rows, len(b))
         form[:, -1] += b
         spread = np.abs(form[:, :-1]).sum(1) + np.abs(form[:, -1])
-        error = (self.error + rounding * self.size + _TINY) @ size.T
-        return Zonotope(form, (error + rounding * (spread + np.abs(b))) * (1 + rounding) + _TINY, spread)
+        error = (self.error + rounding * self.size + _TINY) @ np.abs(W).T
+        return Zonotope(form, (error + rounding * (spread + size)) * (1 + rounding) + _TINY, spread)
 
     def limits(self, rounding: float) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper bounds."""
@@ -211,7 +213,7 @@ def bound_layers(
     done: list[Relaxation] = []
     spreads = []
     for k in range(chain.hidden):
-        zonotope = zonotope.affine(chain.weights[k], chain.sizes[k], chain.biases[k], chain.rounding)
+        zonotope = zonotope.affine((chain.weights[k], chain.biases[k]), sizes.layers[k], chain.rounding)
         lower, upper = zonotope.limits(chain.rounding)
         # fmax and fmin pass over NaN, which overflow leaves: then nothing is known.
         lower, upper = np.fmax(lower, -np.inf), np.fmin(upper, np.inf)

@@ -20,10 +20,15 @@ class Chain:
     Attributes:
         weights: K + 1 matrices W_k, (n_{k+1}, n_k).
         biases: K + 1 vectors b_k.
+        absolute: for every layer (M, v), at least |W_k| and |b_k|. Where several operations were merged into the
+            layer, the products of their absolute values: the merged matrix is off by a few units of those.
+        terms: additions and roundings that merging took, at most, in any layer.
     """
 
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
+    absolute: tuple[tuple[np.ndarray, np.ndarray], ...]
+    terms: int = 0
 
     def __post_init__(self) -> None:
         for k, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -34,11 +39,10 @@ class Chain:
 
     @staticmethod
     def of(layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> "Chain":
-        """From pairs (W, b), in float64."""
-        return Chain(
-            tuple(np.ascontiguousarray(W, dtype=np.float64) for W, _ in layers),
-            tuple(np.ascontiguousarray(b, dtype=np.float64) for _, b in layers),
-        )
+        """From pairs (W, b) that are meant exactly, in float64."""
+        weights = tuple(np.ascontiguousarray(W, dtype=np.float64) for W, _ in layers)
+        biases = tuple(np.ascontiguousarray(b, dtype=np.float64) for _, b in layers)
+        return Chain(weights, biases, tuple((np.abs(W), np.abs(b)) for W, b in zip(weights, biases, strict=True)))
 
     @property
     def hidden(self) -> int:
@@ -51,21 +55,17 @@ class Chain:
         return int(self.weights[0].shape[1])
 
     @cached_property
-    def sizes(self) -> tuple[np.ndarray, ...]:
-        """|W_k|."""
-        return tuple(np.abs(W) for W in self.weights)
-
-    @cached_property
     def rounding(self) -> float:
         """Relative error bound that covers every sum of this search, twice over.
 
         A sum of n products is off by at most gamma_n = n u / (1 - n u) times the sum of the absolute values, in
         any order of summation (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1). The
-        longest sums have as many terms as the widest layer; what else happens to a coefficient on its way
-        down, and the additions to its constant, are fewer than 4 roundings a layer. eps is 2u.
+        longest sums have as many terms as the widest layer, and as merging its operations took; what else
+        happens to a coefficient on its way down, and the additions to its constant, are fewer than 4 roundings
+        a layer. eps is 2u.
         """
         widest = max(max(W.shape) for W in self.weights)
-        return (widest + 4 * len(self.weights) + 32) * float(np.finfo(np.float64).eps)
+        return (widest + self.terms + 4 * len(self.weights) + 32) * float(np.finfo(np.float64).eps)
 
     def values(self, x: np.ndarray) -> np.ndarray:
         """Outputs (batch, m) at inputs (batch, n), in float64 as it comes."""
@@ -101,8 +101,8 @@ class Sizes:
         inputs = np.maximum(np.abs(lower), np.abs(upper))
         grow = 1 + chain.rounding
         size, layers, floors = inputs, [], []
-        for k, (absolute, b) in enumerate(zip(chain.sizes, chain.biases, strict=True)):
-            layers.append((absolute @ size + np.abs(b)) * grow)
+        for k, (matrix, vector) in enumerate(chain.absolute):
+            layers.append((matrix @ size + vector) * grow)
             # A product that underflows is off by less than the smallest normal number; there are fewer than
             # 1e20 of them, each multiplied by sizes that are summed here.
             floors.append(1e-280 * float(1 + size.sum() + layers[-1].sum()))

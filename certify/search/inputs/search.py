@@ -147,6 +147,8 @@ class InputSearch:
             try:
                 if progress.boxes == 0 and self._sampled(replay, tick):
                     return replace(progress, found=True)
+                if not self.sizes.usable:
+                    return replace(progress, open=(), stuck=1, floor=-np.inf)
                 while not progress.over and (limit is None or progress.boxes < limit):
                     tick()
                     progress = self._step(progress, replay, tick)

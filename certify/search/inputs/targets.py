@@ -110,8 +110,8 @@ def bound_rows(chain: Chain, sizes: Sizes, targets: Targets, layers: Layers, box
         np.broadcast_to(rows.size, (count, len(targets.b))),
     )
     form, constant, value = _planes(chain, sizes, spread, layers, boxes, slice(None))
-    forward = layers.forward.affine(rows.form, np.abs(rows.form), rows.constant, chain.rounding)
-    value = np.fmax(value, forward.limits(chain.rounding)[0] - chain.rounding * rows.size)
+    forward = layers.forward.affine((rows.form, rows.constant), rows.size, chain.rounding)
+    value = np.fmax(value, forward.limits(chain.rounding)[0])
     return Planes(rows.form[None], form, constant, value, targets.owner)
 
 
