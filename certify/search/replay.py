@@ -16,7 +16,8 @@ def representable(x: np.ndarray, case: Case, dtype: np.dtype) -> np.ndarray:
     """The point (n,) in another precision, inside the written box wherever that holds a number of it."""
     assert case.written_lower is not None
     assert case.written_upper is not None
-    near = x.astype(dtype)
+    with np.errstate(over="ignore"):
+        near = x.astype(dtype)
     lower, upper = case.written_lower, case.written_upper
     up = np.where(near.astype(np.float64) < lower, np.nextafter(near, dtype.type(np.inf)), near)
     moved = np.where(up.astype(np.float64) > upper, np.nextafter(up, dtype.type(-np.inf)), up)

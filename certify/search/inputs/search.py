@@ -119,13 +119,11 @@ class InputSearch:
     def of(chain: Chain, cases: Sequence[Case], seed: int = 0) -> "InputSearch":
         """For cases that share a box."""
         lower, upper = cases[0].lower, cases[0].upper
-        sizes = Sizes.of(chain, lower, upper)
-        root = Boxes.of(lower[None], upper[None])
         with np.errstate(all="ignore"):
-            layers = bound_layers(chain, sizes, root, (), lambda: None)
-            known = [high[0] for _, high in layers.bounds()]
-        sizes = Sizes.of(chain, lower, upper, known)
-        return InputSearch(chain, tuple(cases), sizes, Targets.of(chain, sizes, cases), seed)
+            root = Boxes.of(lower[None], upper[None])
+            layers = bound_layers(chain, Sizes.of(chain, lower, upper), root, (), lambda: None)
+            sizes = Sizes.of(chain, lower, upper, [high[0] for _, high in layers.bounds()])
+            return InputSearch(chain, tuple(cases), sizes, Targets.of(chain, sizes, cases), seed)
 
     def start(self) -> Progress:
         """Nothing is known."""

@@ -19,14 +19,15 @@ Candidate = tuple[np.ndarray, int]
 def run_shared(
     search: InputSearch, progress: Progress, replay: Replay, deadline: Deadline, workers: int, most: int
 ) -> Progress:
-    """Like `search.run`, by `workers` processes (joblib), once there is enough to share.
+    """Like `search.run`, by `workers` processes (joblib), once there are boxes to share.
 
     Every process suspects witnesses; this one replays them, in an order that does not depend on who was first.
     """
     from joblib import Parallel, delayed
 
     limit = progress.boxes + most
-    progress = search.run(progress, replay, deadline, min(most, _ROUND))
+    while not (progress.over or deadline.expired) and sum(map(len, progress.open)) < workers:
+        progress = search.run(progress, replay, deadline, 1)
     with Parallel(n_jobs=workers) as pool:
         while not (progress.over or deadline.expired or progress.boxes >= limit):
             left = None if deadline.seconds is None else max(deadline.seconds - deadline.elapsed, 1e-3)
