@@ -85,9 +85,10 @@ def _add_verify(commands: Any) -> None:
         "--network", required=True, action="append", metavar="NAME=FILE", help="ONNX file, plain or gzipped"
     )
     verify.add_argument("--timeout", type=float, help="seconds for the whole process")
-    verify.add_argument("--method", default="auto", help="auto, inputs or bounds (default: %(default)s)")
+    verify.add_argument("--method", default="auto", help="auto, inputs, phases or bounds (default: %(default)s)")
     verify.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     verify.add_argument("--workers", type=int, default=1, help="processes for a long search (default: %(default)s)")
+    verify.add_argument("--results", type=Path, metavar="FILE", help="also write the answer as VNN-COMP has it")
     verify.add_argument("--verbose", action="store_true", help="how the answer was found, on stderr")
     verify.set_defaults(run=_verify)
 
@@ -123,15 +124,16 @@ def _verify(options: argparse.Namespace) -> None:
     query = read_vnnlib(options.query)
     path = _network(options.network, query.declared.network if query.declared else None)
     left = None if options.timeout is None else options.timeout - (perf_counter() - _STARTED)
-    if left is not None and left <= 0:
-        print("timed-out")
-        return
+    # Reading the files may have taken all the time already: then the search gives up at once.
+    left = None if left is None else max(left, 1e-3)
     verdict = verify_vnnlib(
         path, query, timeout=left, method=options.method, seed=options.seed, workers=options.workers
     )
     print(_WORDS[verdict.answer.name])
     if verdict.witness is not None:
         _print_witness(verdict.witness, query)
+    if options.results is not None:
+        options.results.write_text(_vnncomp(verdict))
     if options.verbose:
         print(verdict, file=sys.stderr)
 
@@ -157,6 +159,16 @@ def _print_witness(witness: "Witness", query: "Query") -> None:
     for name, kind, shape, array in zip(names, types, shapes, arrays, strict=True):
         print(f"{name} {kind} [{','.join(map(str, shape))}]")
         print("\n".join(map(str, array.ravel())))
+
+
+def _vnncomp(verdict: "QueryVerdict") -> str:
+    """The results file of VNN-COMP: the answer, and for sat `((X_0 value) ... (Y_0 value) ...)`."""
+    lines = [{"timed-out": "timeout"}.get(_WORDS[verdict.answer.name], _WORDS[verdict.answer.name])]
+    if verdict.witness is not None:
+        arrays = (("X", verdict.witness.inputs), ("Y", verdict.witness.outputs))
+        pairs = [f"({kind}_{j} {value})" for kind, array in arrays for j, value in enumerate(array.ravel())]
+        lines.append("(" + "\n".join(pairs) + ")")
+    return "\n".join(lines) + "\n"
 
 
 def _supports(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Property files answered, from Python and from the command line: against exact arithmetic and onnxruntime."""
 
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -199,6 +200,23 @@ def test_verify_prints_the_answer_and_the_witness(small, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert (lines[0], lines[1], lines[3]) == ("sat", "X float32 [1,1]", "Y float32 [1,1]")
     assert abs(float(lines[2])) == float(lines[4]) >= 0.5
+
+
+def test_run_instance_writes_the_results_of_vnn_comp(small):
+    network, folder = small
+    scripts = Path(__file__).resolve().parents[2] / "tools" / "vnncomp"
+    environment = os.environ | {"CERTIFY": f"{sys.executable} -m certify", "WORKERS": "1"}
+    texts = {}
+    for name, condition in (("sat", "(>= Y_0 0.5)"), ("unsat", "(>= Y_0 2)"), ("error", "(>= Y_7 2)")):
+        query, results = str(ask(folder, f"(assert {condition})")), folder / f"{name}.txt"
+        prepare = ["bash", str(scripts / "prepare_instance.sh"), "v1", "test", network, query]
+        subprocess.run(prepare, check=True)
+        run = ["bash", str(scripts / "run_instance.sh"), "v1", "test", network, query, str(results), "10"]
+        subprocess.run(run, check=True, capture_output=True, env=environment)
+        texts[name] = results.read_text().split("\n", 1)
+    assert {name: lines[0] for name, lines in texts.items()} == {name: name for name in texts}
+    assert re.fullmatch(r"\(\(X_0 \S+\)\s+\(Y_0 \S+\)\)\s*", texts["sat"][1])
+    assert texts["unsat"][1] == ""
 
 
 def test_verify_uses_the_names_of_version_2(small, capsys):
