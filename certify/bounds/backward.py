@@ -11,7 +11,7 @@ arithmetic.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -100,19 +100,30 @@ def _through_pieces(
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """rows.(value of a node) + constant - error, to be bounded below; `length` are the rows' l2 norms."""
+    """rows.(value of a node) + constant - error, to be bounded below; `length` are the rows' l2 norms.
+
+    `others` are further rows, on nodes below.
+    """
 
     node: int
     rows: Float[Tensor, "batch_or_1 rows *shape"]
     constant: Float[Tensor, "batch_or_1 rows"]
     error: Float[Tensor, "batch rows_or_1"]
     length: Float[Tensor, "batch rows"] | None = None
+    others: Mapping[int, Float[Tensor, "batch_or_1 rows *shape"]] = field(default_factory=dict)
 
 
 def margin_form(graph: Graph, margins: Margins, bounds: Bounds) -> Form:
     """The margins as forms on the output."""
-    like, size = bounds.lower[0], (*margins.rows.shape[:2], *graph.output_shape)
-    rows, constant = margins.rows.to(like).reshape(size), margins.constants.to(like)
+    return output_form(graph, margins.rows, margins.constants, bounds)
+
+
+def output_form(
+    graph: Graph, rows: Float[Tensor, "batch rows outputs"], constants: Float[Tensor, "batch rows"], bounds: Bounds
+) -> Form:
+    """rows.(flattened output) + constants."""
+    like, size = bounds.lower[0], (*rows.shape[:2], *graph.output_shape)
+    rows, constant = rows.to(like).reshape(size), constants.to(like)
     return Form(graph.output, rows, constant, gamma(0, like.dtype) * constant.abs())
 
 
@@ -140,7 +151,7 @@ def lower_bound(
     """
     multipliers = multipliers or {}
     constant, error = form.constant, form.error
-    rows: dict[int, Tensor] = {form.node: form.rows}
+    rows: dict[int, Tensor] = {form.node: form.rows, **form.others}
     lengths: dict[int, Tensor] = {} if form.length is None else {form.node: form.length}
     for k in range(form.node, stop, -1):
         if k not in rows:
