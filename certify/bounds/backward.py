@@ -50,9 +50,12 @@ class Step:
         return Step(self.error[index], steepness, pieces)
 
 
-def make_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
-    """The step through one node, given bounds on what it reads."""
-    return _affine_step(graph, node, bounds) if isinstance(node.op, AbstractAffine) else relaxed_step(node, bounds)
+def make_step(graph: Graph, node: Node, bounds: Bounds, slope: float | None = None) -> Step:
+    """The step through one node, given bounds on what it reads; `slope` sets all lower slopes that are free."""
+    if isinstance(node.op, AbstractAffine):
+        return _affine_step(graph, node, bounds)
+    same = None if slope is None else torch.full_like(bounds.lower[node.inputs[0]], slope)
+    return relaxed_step(node, bounds, same)
 
 
 def _affine_step(graph: Graph, node: Node, bounds: Bounds) -> Step:

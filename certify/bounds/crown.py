@@ -56,21 +56,34 @@ class CROWN(AbstractMethod):
         self, graph: Graph, region: AbstractRegion, bounds: Bounds, margins: Margins
     ) -> Float[Tensor, "batch targets"]:
         """Substitution of every margin, never below the interval bound."""
-        graph = place(graph, region.centre)
-        steps = {k: make_step(graph, graph.nodes[k], bounds) for k in range(1, len(graph.nodes))}
-        own = lower_bound(graph, region.minimum, steps, margin_form(graph, margins, bounds))
-        return torch.maximum(own, IBP().margins(graph, region, bounds, margins))
+        return substituted_margins(graph, region, bounds, margins)
+
+
+def substituted_margins(
+    graph: Graph, region: AbstractRegion, bounds: Bounds, margins: Margins, slope: float | None = None
+) -> Float[Tensor, "batch targets"]:
+    """Substitution of every margin, with lower slopes of least area or the given one, or its interval bound."""
+    graph = place(graph, region.centre)
+    steps = {k: make_step(graph, graph.nodes[k], bounds, slope) for k in range(1, len(graph.nodes))}
+    own = lower_bound(graph, region.minimum, steps, margin_form(graph, margins, bounds))
+    return torch.maximum(own, IBP().margins(graph, region, bounds, margins))
 
 
 Tighten = Callable[[Graph, AbstractRegion, Mapping[int, Step], Bounds, int, Bool[Tensor, "batch *shape"]], Bounds]
 
 
 def sweep(
-    graph: Graph, region: AbstractRegion, known: Iterable[Bounds], tighten: Tighten, *, hidden: bool = True
+    graph: Graph,
+    region: AbstractRegion,
+    known: Iterable[Bounds],
+    tighten: Tighten,
+    *,
+    hidden: bool = True,
+    slope: float | None = None,
 ) -> Iterator[Bounds]:
     """Intervals node by node, tightened where a node's bounds matter and intervals are not exact already.
 
-    `known` are bounds from elsewhere, for every node in turn.
+    `known` are bounds from elsewhere, for every node in turn; `slope` sets the lower slopes.
     """
     graph = place(graph, region.centre)
     bounds = Bounds()
@@ -80,7 +93,7 @@ def sweep(
         bounds = bounds.tightened(k, *given[k]) if k in given else bounds
         bounds = bounds.tightened(k, *interval_of(graph, k, bounds, region))
         if k > 0:
-            steps[k] = make_step(graph, node, bounds)
+            steps[k] = make_step(graph, node, bounds, slope)
         matters = k == graph.output or (hidden and k in graph.relaxed)
         if k > 0 and matters and not graph.reads_input(k):
             bounds = tighten(graph, region, steps, bounds, k, at_centre[k] > 0)

@@ -123,4 +123,5 @@ def _with_cuts(many: Question, form: Form, hints: Hints) -> Form:
         constant = constant - share * cut.limit
         error = error + gamma(len(hints.cuts), size.dtype) * size
     shaped = {k: v.reshape((-1, 1, *graph.nodes[k].shape)) for k, v in others.items()}
-    return replace(form, constant=constant, error=error, others=shaped)
+    rows = form.rows + shaped.pop(form.node, 0.0)
+    return replace(form, rows=rows, constant=constant, error=error, length=None, others=shaped)
