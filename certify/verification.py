@@ -34,8 +34,8 @@ def verify(
         norm: "linf", "l2" or "l1".
         domain: a pair (lower, upper) of numbers or arrays that valid inputs obey, such as (0, 1).
         method: "auto" (attack, then intervals, CROWN, alpha-CROWN and at most a minute of complete search, until
-            the answer is known), "complete" (the same with no limit but the timeout), "ibp", "crown-ibp", "crown"
-            or "alpha-crown" (attack, then this method), or a `Plan`.
+            the answer is known), "complete" (the same with no limit but the timeout), "ibp", "crown-ibp", "crown",
+            "alpha-crown", "deeppoly-0", "deeppoly-1", "lp" or "multi-neuron" (attack, then this method), or a `Plan`.
         timeout: seconds; looked at between layers and attack steps, one of which is always finished.
 
     Returns:

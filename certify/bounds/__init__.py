@@ -3,8 +3,24 @@
 from certify.bounds.alpha import AlphaCROWN
 from certify.bounds.base import AbstractMethod, Bounds
 from certify.bounds.crown import CROWN
+from certify.bounds.deeppoly import DeepPoly
 from certify.bounds.ibp import IBP
+from certify.bounds.intersection import Intersection
+from certify.bounds.lp import TriangleLP
+from certify.bounds.multi_neuron import MultiNeuron
 
-METHODS: dict[str, AbstractMethod] = {m.name: m for m in (IBP(), CROWN(hidden=False), CROWN(), AlphaCROWN())}
+_ALL = (IBP(), CROWN(hidden=False), DeepPoly(0), DeepPoly(1), CROWN(), AlphaCROWN(), TriangleLP(), MultiNeuron())
+METHODS: dict[str, AbstractMethod] = {method.name: method for method in _ALL}
 
-__all__ = ["CROWN", "IBP", "METHODS", "AbstractMethod", "AlphaCROWN", "Bounds"]
+__all__ = [
+    "CROWN",
+    "IBP",
+    "METHODS",
+    "AbstractMethod",
+    "AlphaCROWN",
+    "Bounds",
+    "DeepPoly",
+    "Intersection",
+    "MultiNeuron",
+    "TriangleLP",
+]

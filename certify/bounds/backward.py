@@ -113,7 +113,7 @@ class Form:
     constant: Float[Tensor, "batch_or_1 rows"]
     error: Float[Tensor, "batch rows_or_1"]
     length: Float[Tensor, "batch rows"] | None = None
-    others: Mapping[int, Float[Tensor, "batch_or_1 rows *shape"]] = field(default_factory=dict)
+    others: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def margin_form(graph: Graph, margins: Margins, bounds: Bounds) -> Form:

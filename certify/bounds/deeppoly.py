@@ -41,10 +41,10 @@ class DeepPoly(AbstractMethod):
 
     def steps(self, graph: Graph, region: AbstractRegion, known: Bounds | None = None) -> Iterator[Bounds]:
         """One node more each time."""
-        return sweep(graph, region, repeat(known or Bounds()), substituted, slope=self.slope)
+        return sweep(graph, region, repeat(known or Bounds()), substituted, slope=float(self.slope))
 
     def margins(
         self, graph: Graph, region: AbstractRegion, bounds: Bounds, margins: Margins
     ) -> Float[Tensor, "batch targets"]:
         """Substitution of every margin, never below the interval bound."""
-        return substituted_margins(graph, region, bounds, margins, self.slope)
+        return substituted_margins(graph, region, bounds, margins, float(self.slope))

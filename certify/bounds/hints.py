@@ -12,7 +12,7 @@ tightness only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -21,46 +21,69 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from certify.bounds.backward import Form, Step, lower_bound, make_step, output_form, relaxed_step
+from certify.bounds.base import Bounds
 from certify.bounds.entries import plain_entries
-from certify.bounds.linear_model import Cut, LinearModel, Question, Solution
+from certify.bounds.linear_model import Cut, LinearModel, Question, Relaxed, Solution
+from certify.ir import Graph
 from certify.ir.ops import AbstractAffine
 from certify.rounding import gamma
 
 
 @dataclass(frozen=True, eq=False)
+class Walls:
+    """Multipliers of lower <= z <= upper for entries `index` of what a relaxed node reads."""
+
+    index: Int[Tensor, " undecided"]
+    lower: Float[Tensor, "rows undecided"]
+    upper: Float[Tensor, "rows undecided"]
+
+
+@dataclass(frozen=True, eq=False)
 class Hints:
-    """For several rows of one input: lower slopes by relaxed node, and multipliers of cuts."""
+    """For several rows of one input: by relaxed node lower slopes and walls, and multipliers of cuts."""
 
     slopes: dict[int, Float[Tensor, "rows *shape"]]
+    walls: dict[int, Walls]
     cuts: tuple[Cut, ...]
     multipliers: Float[Tensor, "rows cuts"]
 
 
 def hints_of(question: Question, model: LinearModel, solutions: Sequence[Solution]) -> Hints:
-    """What the solutions say about slopes and cuts."""
+    """What the solutions say about slopes, walls and cuts."""
     graph, like = question.graph, question.region.centre
-    duals = np.stack([_padded(s.row_dual, model.n_rows) for s in solutions])
-    slopes = {}
+    duals = np.stack([np.pad(s.row_dual, (0, model.n_rows - len(s.row_dual))) for s in solutions])
+    slopes, walls = {}, {}
     for entry in model.relaxed:
-        first, second = np.maximum(_lines(duals, entry.row, len(entry.index)), 0.0)
-        total = first + second
-        # Without a multiplier the coefficient is negative, and the lower slope does not matter.
-        mean = (first * entry.slopes[0] + second * entry.slopes[1]) / np.where(total > 0, total, 1.0)
-        flat = torch.zeros((len(solutions), *graph.nodes[entry.node].shape)).to(like).flatten(1)
-        flat[:, torch.as_tensor(entry.index)] = torch.as_tensor(mean).to(like)
-        slopes[entry.node] = flat.reshape((-1, *graph.nodes[entry.node].shape))
+        mean, low, high = _of_lines(duals, entry)
+        index = torch.as_tensor(entry.index)
+        shape = graph.nodes[entry.node].shape
+        flat = torch.zeros((len(solutions), prod(shape))).to(like)
+        flat[:, index] = torch.as_tensor(mean).to(like)
+        slopes[entry.node] = flat.reshape((-1, *shape))
+        walls[entry.node] = Walls(index, torch.as_tensor(low).to(like), torch.as_tensor(high).to(like))
     rows = [row for _, row in model.cuts]
     multipliers = torch.as_tensor(np.maximum(-duals[:, rows], 0.0)).to(like)
-    return Hints(slopes, tuple(cut for cut, _ in model.cuts), multipliers)
+    return Hints(slopes, walls, tuple(cut for cut, _ in model.cuts), multipliers)
 
 
-def _padded(dual: np.ndarray, n_rows: int) -> np.ndarray:
-    """Rows that came after this solution had no multiplier."""
-    return np.pad(dual, (0, n_rows - len(dual)))
+def _of_lines(
+    duals: Float[np.ndarray, "rows constraints"], entry: Relaxed
+) -> tuple[Float[np.ndarray, "rows undecided"], ...]:
+    """The lower slope that the two lower lines make, and multipliers of the walls.
 
-
-def _lines(duals: np.ndarray, row: int, count: int) -> np.ndarray:
-    return np.stack([duals[:, row + i * count : row + (i + 1) * count] for i in range(2)])
+    A multiplier of the upper line beside one of a lower line is one of the wall where these lines meet.
+    """
+    count = len(entry.index)
+    first, second, above = (duals[:, entry.row + i * count : entry.row + (i + 1) * count] for i in range(3))
+    first, second, above = np.maximum(first, 0.0), np.maximum(second, 0.0), np.maximum(-above, 0.0)
+    at_upper = np.minimum(second, above)
+    at_lower = np.minimum(first, above - at_upper)
+    first, second = first - at_lower, second - at_upper
+    total = first + second
+    # Without a multiplier the coefficient is negative, and the lower slope does not matter.
+    mean = (first * entry.slopes[0] + second * entry.slopes[1]) / np.where(total > 0, total, 1.0)
+    low = at_lower * np.maximum(entry.slopes[2] - entry.slopes[0], 0.0)
+    return mean, low, at_upper * np.maximum(entry.slopes[1] - entry.slopes[2], 0.0)
 
 
 def entries_bound(
@@ -105,23 +128,47 @@ def _bound(many: Question, steps: dict[int, Step], form: Form, hints: Hints) -> 
 
 
 def _with_cuts(many: Question, form: Form, hints: Hints) -> Form:
-    """The form plus the multiples of the cuts, the rounding of these sums included in its error."""
-    if not hints.cuts:
-        return form
-    graph, bounds = many.graph, many.bounds
-    others: dict[int, Tensor] = {}
-    constant, error = form.constant, form.error
-    for which, cut in enumerate(hints.cuts):
-        share = hints.multipliers[:, which : which + 1]
-        (source,) = graph.nodes[cut.node].inputs
-        size = share * abs(cut.limit)
-        for node, coefficients in ((cut.node, cut.after), (source, cut.before)):
-            row = share * torch.as_tensor(coefficients).to(share)
-            others.setdefault(node, torch.zeros_like(bounds.lower[node]).flatten(1))
-            others[node][:, torch.as_tensor(cut.index)] += row
-            size = size + (row.abs() * bounds.size(node).flatten(1)[:, torch.as_tensor(cut.index)]).sum(1, keepdim=True)
-        constant = constant - share * cut.limit
-        error = error + gamma(len(hints.cuts), size.dtype) * size
-    shaped = {k: v.reshape((-1, 1, *graph.nodes[k].shape)) for k, v in others.items()}
-    rows = form.rows + shaped.pop(form.node, 0.0)
-    return replace(form, rows=rows, constant=constant, error=error, length=None, others=shaped)
+    """The form plus multiples of walls and cuts, the rounding of these sums included in its error."""
+    total = _Sum(many.graph, many.bounds, form.constant, torch.zeros_like(form.constant))
+    for node, wall in hints.walls.items():
+        (source,) = many.graph.nodes[node].inputs
+        lower, upper = (v.flatten(1)[:, wall.index] for v in many.bounds[source])
+        total.add(source, wall.index, wall.upper - wall.lower)
+        total.shift(wall.lower * lower - wall.upper * upper, wall.lower * lower.abs() + wall.upper * upper.abs())
+    for cut, share in zip(hints.cuts, hints.multipliers.T[:, :, None], strict=True):
+        (source,) = many.graph.nodes[cut.node].inputs
+        total.add(cut.node, torch.as_tensor(cut.index), share * torch.as_tensor(cut.after).to(share))
+        total.add(source, torch.as_tensor(cut.index), share * torch.as_tensor(cut.before).to(share))
+        total.shift(-share * cut.limit, share * abs(cut.limit))
+    return total.joined(form, len(hints.cuts) + len(many.bounds.lower))
+
+
+@dataclass(eq=False)
+class _Sum:
+    """Rows on several nodes and a constant, with the sizes of all that was added up."""
+
+    graph: Graph
+    bounds: Bounds
+    constant: Float[Tensor, "rows 1"]
+    size: Float[Tensor, "rows 1"]
+    rows: dict[int, Float[Tensor, "rows n"]] = field(default_factory=dict)
+
+    def add(self, node: int, index: Int[Tensor, " some"], row: Float[Tensor, "rows some"]) -> None:
+        """row . (entries of a node)."""
+        if node not in self.rows:
+            self.rows[node] = torch.zeros_like(self.bounds.lower[node]).flatten(1)
+        self.rows[node][:, index] += row
+        self.shift(torch.zeros_like(row), row.abs() * self.bounds.size(node).flatten(1)[:, index])
+
+    def shift(self, values: Float[Tensor, "rows some"], sizes: Float[Tensor, "rows some"]) -> None:
+        """The sum of some values."""
+        self.constant = self.constant + values.sum(1, keepdim=True)
+        self.size = self.size + sizes.sum(1, keepdim=True)
+
+    def joined(self, form: Form, terms: int) -> Form:
+        """The form plus these rows, starting at the highest node among them."""
+        shaped = {k: v.reshape((-1, 1, *self.graph.nodes[k].shape)) for k, v in self.rows.items()}
+        shaped[form.node] = form.rows + shaped.pop(form.node, 0.0)
+        top, entries = max(shaped), max(v.shape[1] for v in self.rows.values()) if self.rows else 0
+        error = form.error + 2 * gamma(terms + entries, self.size.dtype) * (self.size + form.constant.abs())
+        return Form(top, shaped.pop(top), self.constant, error, None, shaped)

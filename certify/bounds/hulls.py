@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial import ConvexHull, QhullError
 
-Vector = Float[np.ndarray, " n"]
+Vector = Float[np.ndarray, " _"]
 
 # More than twice the unit roundoffs that the longest of these sums can gather.
 _ROUNDING = 2.0**-44
@@ -102,7 +102,9 @@ def _box(limits: Vector, k: int, sign: float) -> Float[np.ndarray, " k"]:
     return np.array([limits[(rows == sign * unit).all(1)][0] for unit in np.eye(k)])
 
 
-def _limit_in(orthant: _Orthant, objective: Float[np.ndarray, " k"], b: Vector, sizes: Float[np.ndarray, " k"]) -> float:
+def _limit_in(
+    orthant: _Orthant, objective: Float[np.ndarray, " k"], b: Vector, sizes: Float[np.ndarray, " k"]
+) -> float:
     multipliers = np.maximum(objective @ orthant.inverses, 0.0)
     rows, limits = orthant.rows[orthant.bases], b[orthant.bases]
     rest = np.abs(objective - np.einsum("bj,bjk->bk", multipliers, rows))

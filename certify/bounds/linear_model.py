@@ -25,12 +25,12 @@ from certify.ir.ops import AbstractAffine
 from certify.regions import AbstractRegion
 from certify.relaxations import relaxation_of
 
-Vector = Float[np.ndarray, " n"]
-Matrix = Float[np.ndarray, "rows n"]
+Vector = Float[np.ndarray, " _"]
+Matrix = Float[np.ndarray, "_ _"]
 
 # Entries of the largest expression: 1 GiB.
 _LARGEST = 2**27
-_TANGENTS = 15
+_TANGENTS = 50
 # Relative distance from the region at which a minimiser counts as inside.
 _NEAR = 1e-7
 
@@ -54,14 +54,14 @@ class Relaxed:
         variable: the variable of the first one; the others follow.
         row: the row of the first one's first line; in all, two lower lines and the upper line follow, each
             for all entries.
-        slopes: of the two lower lines.
+        slopes: of the two lower lines and the upper line.
     """
 
     node: int
     index: Int[np.ndarray, " undecided"]
     variable: int
     row: int
-    slopes: Float[np.ndarray, "2 undecided"]
+    slopes: Float[np.ndarray, "3 undecided"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,15 +107,22 @@ class LinearModel:
         n = len(objective) - 1
         self.solver.changeColsCost(n, np.arange(n, dtype=np.int32), np.ascontiguousarray(objective[:-1]))
         for _ in range(_TANGENTS):
-            self.solver.run()
-            if self.solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-                self.solver.clearSolver()
+            if not self._solved():
                 return None
             found = self.solver.getSolution()
             point = np.append(np.asarray(found.col_value), 1.0)
             if not self._add_tangent(point):
                 break
         return Solution(float(objective @ point), point, np.asarray(found.row_dual))
+
+    def _solved(self) -> bool:
+        """From the last basis; where that fails, from scratch."""
+        for _ in range(2):
+            self.solver.run()
+            if self.solver.getModelStatus() == highspy.HighsModelStatus.kOptimal:
+                return True
+            self.solver.clearSolver()
+        return False
 
     @property
     def n_rows(self) -> int:
@@ -226,7 +233,11 @@ class _Program:
         expression[index] = 0.0
         expression[index, first + np.arange(len(index))] = 1.0
         entry = Relaxed(
-            k, index, first, sum(map(len, self.rows)), np.stack([_flat(p.lower_slope)[index] for p in below])
+            k,
+            index,
+            first,
+            sum(map(len, self.rows)),
+            np.stack([*(_flat(p.lower_slope)[index] for p in below), slope[index]]),
         )
         for pieces in below:
             start = 0.0 if pieces.lower_intercept is None else _flat(pieces.lower_intercept)[index]

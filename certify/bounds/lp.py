@@ -14,11 +14,7 @@ from certify.bounds.program import AbstractProgram, Objectives
 
 @dataclass(frozen=True)
 class TriangleLP(AbstractProgram):
-    """The tightest relaxation that treats every neuron by itself, with hidden bounds from the same programs.
-
-    Attributes:
-        workers: inputs treated at the same time, in threads; None leaves it to joblib's configuration.
-    """
+    """The tightest relaxation that treats every neuron by itself, with hidden bounds from the same programs."""
 
     @property
     def name(self) -> str:
@@ -27,4 +23,4 @@ class TriangleLP(AbstractProgram):
 
     def solve(self, question: Question, model: LinearModel, objectives: Objectives) -> Sequence[Solution | None]:
         """One program for every objective, each from the last basis."""
-        return [model.minimise(objective) for objective in objectives]
+        return [None if self.stopped else model.minimise(objective) for objective in objectives]

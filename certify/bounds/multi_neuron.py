@@ -45,14 +45,17 @@ class MultiNeuron(AbstractProgram):
 
     def solve(self, question: Question, model: LinearModel, objectives: Objectives) -> Sequence[Solution | None]:
         """Each program with its own rounds; cuts stay for the objectives that follow."""
-        layers = [layer for entry in model.relaxed if (layer := self._layer(question, entry)) is not None]
+        entries = () if self.stopped else model.relaxed
+        layers = [layer for entry in entries if (layer := self._layer(question, entry)) is not None]
         return [self._refined(model, layers, objective) for objective in objectives]
 
-    def _refined(self, model: LinearModel, layers: "list[_Layer]", objective: Float[np.ndarray, " n"]) -> Solution | None:
-        best = model.minimise(objective)
+    def _refined(
+        self, model: LinearModel, layers: "list[_Layer]", objective: Float[np.ndarray, " n"]
+    ) -> Solution | None:
+        best = None if self.stopped else model.minimise(objective)
         for _ in range(self.rounds):
-            if best is None:
-                return None
+            if best is None or self.stopped:
+                return best
             found = [(*v, layer) for layer in layers for v in layer.violated(model, best, self.cuts)]
             if not found:
                 break
@@ -80,17 +83,21 @@ def _direction_limits(
     np.put_along_axis(rows, np.broadcast_to(groups[:, None], (*rows.shape[:2], groups.shape[1])), -ways[None], axis=2)
     like = question.region.centre
     flat = torch.as_tensor(rows).to(like).reshape((1, -1, *graph.nodes[source].shape))
-    zero = torch.zeros_like(flat[:, :, 0].flatten(2)[..., 0]) if flat.ndim > 3 else torch.zeros_like(flat[:, :, 0])
+    zero = flat.new_zeros(flat.shape[:2])
     steps = {k: make_step(graph, graph.nodes[k], bounds) for k in range(1, source + 1)}
     low = lower_bound(graph, question.region.minimum, steps, Form(source, flat, zero, zero))
     limits = -low.reshape(rows.shape[:2]).cpu().numpy()
     return np.minimum(limits, _interval_limits(question, source, groups, ways))
 
 
-def _interval_limits(question, source, groups, ways):
-    lower, upper = (v[0].flatten().cpu().numpy()[groups] for v in question.bounds[source])
+def _interval_limits(
+    question: Question, source: int, groups: Int[np.ndarray, "groups k"], ways: Float[np.ndarray, "directions k"]
+) -> Float[np.ndarray, "groups directions"]:
+    """Upper bounds of all directions from the bounds of the entries, rounded up."""
+    lower, upper = (v[0].flatten().double().cpu().numpy()[groups] for v in question.bounds[source])
     up, down = np.maximum(ways, 0), np.minimum(ways, 0)
-    return np.nextafter((upper @ up.T + lower @ down.T) * (1 + 0.0), np.inf) + 1e-15 * (np.abs(upper) @ up.T - np.abs(lower) @ down.T)
+    size = np.abs(upper) @ up.T - np.abs(lower) @ down.T
+    return upper @ up.T + lower @ down.T + 4 * groups.shape[1] * np.finfo(float).eps * size
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +113,16 @@ class _Layer:
     offsets: Float[np.ndarray, " facets"]
 
     @staticmethod
-    def of(source, entry, groups, limits) -> "_Layer":
-        found = [facets(row, groups.shape[1]) for row in limits]
-        owner = np.repeat(np.arange(len(groups)), [len(n) for n, _ in found])
-        return _Layer(source, entry, groups, limits, owner, np.concatenate([n for n, _ in found]), np.concatenate([o for _, o in found]))
+    def of(
+        source: int,
+        entry: Relaxed,
+        groups: Int[np.ndarray, "groups k"],
+        limits: Float[np.ndarray, "groups directions"],
+    ) -> "_Layer":
+        """With the hulls of all groups."""
+        normals, offsets = zip(*(facets(row, groups.shape[1]) for row in limits), strict=True)
+        owner = np.repeat(np.arange(len(groups)), [len(rows) for rows in normals])
+        return _Layer(source, entry, groups, limits, owner, np.concatenate(normals), np.concatenate(offsets))
 
     def violated(self, model: LinearModel, solution: Solution, count: int) -> list[tuple[float, int]]:
         """The inequalities that the solution violates most, proved."""
@@ -125,6 +138,7 @@ class _Layer:
         return [(float(excess[f]), int(f)) for f in chosen]
 
     def cut(self, f: int) -> Cut:
+        """The inequality of a facet, with a proved limit."""
         normal, group = self.normals[f], self.owner[f]
         k = self.groups.shape[1]
         limit = proved_limit(normal, self.limits[group])

@@ -31,9 +31,16 @@ class AbstractProgram(AbstractMethod):
 
     Attributes:
         workers: inputs treated at the same time, in threads; None leaves it to joblib's configuration.
+        stop: asked between programs, whether time is over: the rest stays as substitution has it.
     """
 
     workers: int | None = None
+    stop: Callable[[], bool] | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether time is over."""
+        return self.stop is not None and self.stop()
 
     @abstractmethod
     def solve(self, question: Question, model: LinearModel, objectives: Objectives) -> Sequence[Solution | None]:

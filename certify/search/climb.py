@@ -1,7 +1,7 @@
 """Attack, then bounds from loose to tight, then search, each only where no answer is known yet."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 
 import numpy as np
@@ -127,6 +127,7 @@ def _bound(
     """Bound the margins of the inputs without an answer; the bounds of those still left are returned."""
     left = outcome.left
     part = problem.select(left)
+    method = _timed(method, deadline)
     hidden = islice(method.steps(problem.graph, part.region, known), _count_needed(problem.graph))
     bounds = last(takewhile(lambda _: not deadline.expired, hidden), Bounds())
     if deadline.expired:
@@ -138,6 +139,13 @@ def _bound(
     proved = (outcome.lower[left] > 0).all(1).tolist()
     outcome.settle([k for k, sure in zip(left, proved, strict=True) if sure], Status.VERIFIED)
     return bounds.select([not sure for sure in proved])
+
+
+def _timed(method: AbstractMethod, deadline: Deadline) -> AbstractMethod:
+    """The method that stops inside a layer too, where it can."""
+    if deadline.seconds is None or not hasattr(method, "stop"):
+        return method
+    return replace(method, stop=lambda: deadline.expired)  # type: ignore[type-var]
 
 
 def _search(problem: Problem, plan: Plan, known: Bounds | None, outcome: Outcome, deadline: Deadline) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from certify.bounds import CROWN, IBP, AlphaCROWN
+from certify.bounds import CROWN, IBP, AlphaCROWN, DeepPoly, MultiNeuron, TriangleLP
 from certify.ir.from_torch import graph_from_torch
 from certify.ir.graph import Graph
 from certify.ir.ops import (
@@ -98,6 +98,8 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 METHODS = [IBP(), CROWN(hidden=False), CROWN(), AlphaCROWN()]  # loosest first
+SLOPES = [DeepPoly(0), DeepPoly(1)]
+PROGRAMS = [TriangleLP(), MultiNeuron()]  # loosest first; slower: test_programs.py
 OPERATIONS = [
     Input,
     AxisLinear,

@@ -4,11 +4,22 @@ from itertools import pairwise
 
 import pytest
 import torch
-from certify_cases import METHODS, NETWORKS, REGIONS, centres, graph_of, mlp, randomised, regions_around
+from certify_cases import (
+    METHODS,
+    NETWORKS,
+    PROGRAMS,
+    REGIONS,
+    SLOPES,
+    centres,
+    graph_of,
+    mlp,
+    randomised,
+    regions_around,
+)
 from certify_laws import exact_minimum, margins_below_samples, never_looser, samples_stay_inside
 
 import certify.bounds
-from certify.bounds import CROWN, IBP
+from certify.bounds import CROWN, IBP, Intersection
 from certify.bounds.base import AbstractMethod
 from certify.ir.from_torch import graph_from_torch
 from certify.properties import Margins, margins_of_labels
@@ -16,7 +27,7 @@ from certify.regions import Box, LpBall
 
 by_name = pytest.mark.parametrize("name", NETWORKS)
 by_region = pytest.mark.parametrize("region_name", REGIONS)
-by_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+by_method = pytest.mark.parametrize("method", METHODS + SLOPES, ids=lambda m: m.name)
 
 
 def region_for(graph, region_name, seed, batch=4, eps=0.3):
@@ -31,9 +42,10 @@ def margins_for(graph, batch):
 
 def test_every_method_is_listed():
     classes = [c for _, c in inspect.getmembers(certify.bounds, inspect.isclass) if issubclass(c, AbstractMethod)]
-    members = {type(m) for m in METHODS} | {AbstractMethod}
+    listed = METHODS + SLOPES + PROGRAMS
+    members = {type(m) for m in listed} | {AbstractMethod, Intersection}
     assert set(classes) <= members
-    assert [m.name for m in METHODS] == list(certify.bounds.METHODS)
+    assert {m.name for m in listed} == set(certify.bounds.METHODS)
 
 
 @by_method
