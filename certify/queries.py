@@ -1,10 +1,11 @@
 """Property files answered: `verify_vnnlib`."""
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import inf
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -12,16 +13,17 @@ from certify.errors import InvalidInputError, QueryError
 from certify.ir.from_onnx import graph_from_onnx
 from certify.ir.graph import Graph
 from certify.ir.onnx_file import read_program
+from certify.ir.ops import Shape
 from certify.ir.runtime import Runtime
 from certify.properties.query import Case, Query
 from certify.properties.vnnlib import read_vnnlib
-from certify.search.deadline import Deadline
+from certify.search.deadline import Deadline, OutOfTimeError
 from certify.search.inputs.attack import Replay
 from certify.search.inputs.chain import Chain
 from certify.search.inputs.network import chain_of
 from certify.search.inputs.search import InputSearch, Progress
 from certify.search.inputs.workers import run_shared
-from certify.search.replay import replay
+from certify.search.replay import Runs, replay
 from certify.verdict import Answer, QueryVerdict, Witness
 
 METHODS = ("auto", "inputs", "phases", "bounds")
@@ -36,43 +38,49 @@ _SHARED_TURN = 16384
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network as its graph and as onnxruntime runs it."""
+    """A network as its graph and as it is run."""
 
     graph: Graph
-    runtime: Runtime
+    runtime: Runs
 
     @staticmethod
-    def read(source: str | os.PathLike[str] | bytes) -> "Network":
-        """From an ONNX file; see `graph_from_onnx` for the errors."""
-        graph = graph_from_onnx(source, simplified=False)
+    def read(source: Any, input_shape: Shape | None = None) -> "Network":
+        """From an ONNX file or a torch module; see `graph_from_onnx` and `graph_from_torch` for the errors."""
+        if "torch" in sys.modules and isinstance(source, sys.modules["torch"].nn.Module):
+            modules = import_module("certify.ir.module")
+            graph = modules.numpy_graph(source, input_shape)
+            return Network(graph, modules.ModuleRun(source, graph.input_shape))
+        graph = graph_from_onnx(source, input_shape=input_shape, simplified=False)
         return Network(graph, Runtime(read_program(source).content))
 
 
 def verify_vnnlib(
-    network: str | os.PathLike[str] | bytes | Network,
+    network: Any,
     query: str | os.PathLike[str] | Query,
     *,
     timeout: SupportsFloat | None = None,
     method: str = "auto",
     seed: int = 0,
     workers: int = 1,
+    input_shape: Shape | None = None,
 ) -> QueryVerdict:
     """Whether the network has an input and output that a property file describes as unsafe.
 
     Args:
-        network: an ONNX file, also gzipped, or its content.
+        network: path of an ONNX file, also gzipped, or its content; or a torch module in eval mode.
         query: a VNN-LIB file, also gzipped, or a `Query`.
         timeout: seconds, reading the files included.
         method: "auto" chooses by the network and the number of free inputs; "inputs" splits the input box, "phases"
             the phases of the ReLUs, "bounds" only bounds it once.
         seed: of the samples; the same seed gives the same answer, unless time runs out.
         workers: processes that share a search that takes longer than a second or so.
+        input_shape: of one input, without the batch axis, where the network does not tell it.
 
     Returns:
-        SAT only with a witness that onnxruntime was run on: its outputs satisfy the constraints exactly, and it
-        lies in the written box, or nearest to it where the box holds no number of the network's precision. UNSAT
-        only if every part of every box is proved, with all rounding accounted for; it is a statement about real
-        arithmetic on the stored weights.
+        SAT only with a witness that onnxruntime (torch, for a module) was run on: its outputs satisfy the
+        constraints exactly, and it lies in the written box, or nearest to it where the box holds no number of
+        the network's precision. UNSAT only if every part of every box is proved, with all rounding accounted for;
+        it is a statement about real arithmetic on the stored weights.
 
     Raises:
         QueryError: for a property file that cannot be read or does not fit the network.
@@ -84,7 +92,7 @@ def verify_vnnlib(
     if method not in METHODS:
         raise InvalidInputError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     asked = query if isinstance(query, Query) else read_vnnlib(query)
-    model = network if isinstance(network, Network) else Network.read(network)
+    model = network if isinstance(network, Network) else Network.read(network, input_shape)
     _check_sizes(model, asked)
     outcome = _without_constraints(model, asked) or _search(model, asked, method, _Effort(deadline, seed, workers))
     return replace(outcome, seconds=deadline.elapsed)
@@ -147,7 +155,10 @@ def _search(model: Network, query: Query, method: str, effort: _Effort) -> Query
 def _by_inputs(model: Network, chain: Chain, query: Query, effort: _Effort, *, once: bool) -> QueryVerdict:
     """All groups of cases in turns that grow, so that an easy one does not wait for a hard one."""
     found: list[Witness] = []
-    searches = [InputSearch.of(chain, group, effort.seed) for group in query.groups]
+    try:
+        searches = [InputSearch.of(chain, group, effort.seed, effort.deadline) for group in query.groups]
+    except OutOfTimeError:
+        return QueryVerdict(Answer.TIMEOUT, None, -inf, "inputs", 0, 0.0)
     states = [search.start() for search in searches]
     turn = 1 if once else _FIRST_TURN
     while not (found or effort.deadline.expired or all(state.over for state in states)):

@@ -3,12 +3,14 @@
 import os
 from math import prod
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from certify.errors import InvalidInputError
 from certify.ir.from_onnx import graph_from_onnx
+from certify.ir.from_torch import graph_from_torch
 from certify.ir.graph import Graph
 from certify.ir.ops import Shape
 
@@ -49,3 +51,30 @@ def module_from_onnx(source: str | os.PathLike[str] | bytes) -> GraphModule:
         InvalidInputError, UnsupportedOp: as `graph_from_onnx`.
     """
     return GraphModule(graph_from_onnx(source))
+
+
+class ModuleRun:
+    """A torch module as it is run on one input: precision and shape of the input, and outputs, in numpy."""
+
+    def __init__(self, module: nn.Module, shape: Shape) -> None:
+        tensors = (*module.parameters(), *module.buffers())
+        floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+        kind, self._device = (
+            (floating[0].dtype, floating[0].device) if floating else (torch.float64, torch.device("cpu"))
+        )
+        self._module = module
+        self.dtype = torch.zeros((), dtype=kind).numpy().dtype
+        self.shape = (1, *shape)
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """The outputs for one input."""
+        tensor = torch.from_numpy(np.array(inputs, dtype=self.dtype).reshape(self.shape)).to(self._device)
+        with torch.no_grad():
+            output: np.ndarray = self._module(tensor).cpu().numpy()
+        return output
+
+
+def numpy_graph(module: nn.Module, shape: Shape | None) -> Graph:
+    """The graph of a module with numpy arrays."""
+    graph = module.graph if isinstance(module, GraphModule) else graph_from_torch(module, input_shape=shape)
+    return graph.map_arrays(lambda array: array.cpu().numpy() if isinstance(array, Tensor) else array)

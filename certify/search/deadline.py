@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 
+class OutOfTimeError(Exception):
+    """The time limit was reached in the middle of something; caught where the limit was set."""
+
+
 @dataclass(frozen=True)
 class Deadline:
     """Expires `seconds` after it was made; never for None."""
@@ -25,3 +29,8 @@ class Deadline:
         """A new one that also expires after so many seconds from now."""
         left = [v for v in (seconds, None if self.seconds is None else self.seconds - self.elapsed) if v is not None]
         return Deadline(min(left, default=None))
+
+    def require(self) -> None:
+        """Raises `OutOfTimeError` once the limit is over: for work that is thrown away then."""
+        if self.expired:
+            raise OutOfTimeError

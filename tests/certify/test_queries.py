@@ -1,5 +1,6 @@
 """Property files answered, from Python and from the command line: against exact arithmetic and onnxruntime."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -11,12 +12,16 @@ from time import perf_counter
 import exact_phases
 import numpy as np
 import pytest
+import torch
 
 import certify
 from certify.cli import CAPABILITIES, main
 from certify.errors import InvalidInputError, QueryError
 from certify.properties.query import Case, Query
 from certify.queries import verify_vnnlib
+from certify.search.deadline import Deadline, OutOfTimeError
+from certify.search.inputs.chain import Chain
+from certify.search.inputs.search import InputSearch
 from certify.search.replay import representable
 from certify.verdict import Answer
 
@@ -120,6 +125,22 @@ def test_the_public_function_and_a_query_without_a_file(small):
     assert "UNSAT" in str(verdict)
 
 
+def test_a_torch_module_gets_the_answers_of_its_onnx_file(small):
+    _, folder = small
+    network = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        for parameter, value in zip(
+            network.parameters(), ([[1.0], [-1.0]], [0.0, 0.0], [[1.0, 1.0]], [0.0]), strict=True
+        ):
+            parameter.copy_(torch.tensor(value))
+    for condition, answer in (("(>= Y_0 2)", Answer.UNSAT), ("(>= Y_0 0.5)", Answer.SAT)):
+        verdict = verify_vnnlib(network, ask(folder, f"(assert {condition})"))
+        assert verdict.answer is answer
+    with torch.no_grad():
+        outputs = network(torch.from_numpy(verdict.witness.inputs)).numpy()
+    np.testing.assert_array_equal(outputs, verdict.witness.outputs)
+
+
 def test_boundaries_count_as_unsafe_unless_strict(small):
     network, folder = small
     answers = [
@@ -187,6 +208,18 @@ def test_the_time_limit_is_kept(tmp_path, limit):
     assert verdict.answer is Answer.TIMEOUT
     assert perf_counter() - start < limit + 0.5
     assert verdict.bound < 0
+
+
+def test_the_time_limit_is_kept_by_wide_networks():
+    generator = np.random.default_rng(0)
+    sizes = [6, 1500, 1500, 1500, 2]
+    layers = [(generator.normal(size=(m, n)) / np.sqrt(n), generator.normal(size=m)) for n, m in pairwise(sizes)]
+    case = Case(np.full(6, -1.0), np.ones(6), np.eye(2)[:1], np.array([-1e3]))
+    deadline = Deadline(0.5)
+    with contextlib.suppress(OutOfTimeError):
+        search = InputSearch.of(Chain.of(layers), [case], deadline=deadline)
+        search.run(search.start(), lambda point, k: False, deadline)
+    assert deadline.elapsed < 1.0
 
 
 # --- The command line ---

@@ -30,8 +30,9 @@ from certify.search.inputs.chain import Chain, Sizes
 _EPS = float(np.finfo(np.float64).eps)
 _TINY = 1e-300
 
-# Rows that are taken through the layers at once: their arrays stay in a core's cache.
-_CHUNK = 1024
+# Entries of the rows that are taken through the layers at once, and the most rows: a core's cache.
+_ENTRIES = 2**18
+_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,8 +241,9 @@ def _tighten(
     lower, upper = limits
     box, neuron = np.nonzero((lower < 0) & (upper > 0))
     W, b = chain.weights[len(done)], chain.biases[len(done)]
-    for start in range(0, len(box), _CHUNK // 2):
-        i, j = box[start : start + _CHUNK // 2], neuron[start : start + _CHUNK // 2]
+    chunk = max(8, min(_ROWS, _ENTRIES // chain.widest) // 2)
+    for start in range(0, len(box), chunk):
+        i, j = box[start : start + chunk], neuron[start : start + chunk]
         lines = [(r.slope[i], r.offset[i], r.keep[i]) for r in done]
         weight, bias = W[j], b[j]
         rows = Rows(np.stack([weight, -weight]), np.stack([bias, -bias]), np.abs(bias))

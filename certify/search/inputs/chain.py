@@ -55,6 +55,11 @@ class Chain:
         return int(self.weights[0].shape[1])
 
     @cached_property
+    def widest(self) -> int:
+        """The longest side of any layer."""
+        return max(max(W.shape) for W in self.weights)
+
+    @cached_property
     def rounding(self) -> float:
         """Relative error bound that covers every sum of this search, twice over.
 
@@ -64,8 +69,7 @@ class Chain:
         happens to a coefficient on its way down, and the additions to its constant, are fewer than 4 roundings
         a layer. eps is 2u.
         """
-        widest = max(max(W.shape) for W in self.weights)
-        return (widest + self.terms + 4 * len(self.weights) + 32) * float(np.finfo(np.float64).eps)
+        return (self.widest + self.terms + 4 * len(self.weights) + 32) * float(np.finfo(np.float64).eps)
 
     def values(self, x: np.ndarray) -> np.ndarray:
         """Outputs (batch, m) at inputs (batch, n), in float64 as it comes."""

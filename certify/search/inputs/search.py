@@ -9,19 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from certify.properties.query import Case
-from certify.search.deadline import Deadline
+from certify.search.deadline import Deadline, OutOfTimeError
 from certify.search.inputs.attack import Replay, replay_best, sample_box
 from certify.search.inputs.bounds import Boxes, bound_layers
 from certify.search.inputs.chain import Chain, Sizes
 from certify.search.inputs.cut import clip, split_scores
 from certify.search.inputs.targets import Planes, Targets, bound_rows, combine
 
-# Boxes that are bounded at once.
+# The most boxes that are bounded at once, and about how many entries their largest array has.
 BATCH = 512
-
-
-class OutOfTimeError(Exception):
-    """The time limit was reached in the middle of a batch."""
+_ENTRIES = 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +113,16 @@ class InputSearch:
     seed: int = 0
 
     @staticmethod
-    def of(chain: Chain, cases: Sequence[Case], seed: int = 0) -> "InputSearch":
-        """For cases that share a box."""
+    def of(chain: Chain, cases: Sequence[Case], seed: int = 0, deadline: Deadline | None = None) -> "InputSearch":
+        """For cases that share a box.
+
+        Raises:
+            OutOfTimeError: if time is over before the box is bounded once.
+        """
         lower, upper = cases[0].lower, cases[0].upper
         with np.errstate(all="ignore"):
             root = Boxes.of(lower[None], upper[None])
-            layers = bound_layers(chain, Sizes.of(chain, lower, upper), root, (), lambda: None)
+            layers = bound_layers(chain, Sizes.of(chain, lower, upper), root, (), (deadline or Deadline()).require)
             sizes = Sizes.of(chain, lower, upper, [high[0] for _, high in layers.bounds()])
             return InputSearch(chain, tuple(cases), sizes, Targets.of(chain, sizes, cases), seed)
 
@@ -136,10 +137,7 @@ class InputSearch:
         Nothing is lost when time runs out: the same call with the returned progress goes on.
         """
 
-        def tick() -> None:
-            if deadline.expired:
-                raise OutOfTimeError
-
+        tick = deadline.require
         limit = None if most is None else progress.boxes + most
         with np.errstate(all="ignore"):
             try:
@@ -160,7 +158,8 @@ class InputSearch:
 
     def _step(self, progress: Progress, replay: Replay, tick: Callable[[], None]) -> Progress:
         """One batch."""
-        rest, batch = _take(progress.open, BATCH)
+        entries = (len(self.sizes.free) + 1) * self.chain.widest
+        rest, batch = _take(progress.open, max(1, min(BATCH, _ENTRIES // entries)))
         boxes = Boxes.of(batch.lower, batch.upper)
         layers = bound_layers(self.chain, self.sizes, boxes, batch.known, tick)
         planes = bound_rows(self.chain, self.sizes, self.targets, layers, boxes)
