@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from certify.errors import CertifyError, ImportMismatchError, InvalidInputError, MissingDependencyError, UnsupportedOp
+from certify.errors import CertifyError, ImportMismatchError, InvalidInputError, UnsupportedOp
 from certify.ir.build import Builder, Value
 from certify.ir.graph import Graph
 from certify.ir.onnx_constants import FOLDS
@@ -13,6 +13,7 @@ from certify.ir.onnx_file import Call, Program, read_program
 from certify.ir.onnx_moves import MOVES
 from certify.ir.onnx_rules import RULES, Operand
 from certify.ir.ops import Shape
+from certify.ir.runtime import Runtime
 
 _CHECK_INPUTS = 8
 _CHECK_TOLERANCE = 1e-4  # of the largest output: the runtime computes in float32
@@ -114,36 +115,13 @@ def _output(builder: Builder, output: Operand, program: Program, has_batch: bool
 
 def check_with_runtime(graph: Graph, program: Program, shape: Shape) -> None:
     """Compares the graph with onnxruntime on random inputs of several sizes."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            "checking an imported network needs the package onnxruntime; install it with pip install 'convexnn[onnx]'"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 4, 1, 1
-    try:
-        session = onnxruntime.InferenceSession(program.content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's own errors have no common class
-        raise InvalidInputError(f"onnxruntime cannot load the network: {error}") from error
-    kind = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
-    inputs = _check_inputs(shape).astype(kind.get(session.get_inputs()[0].type, np.float32))
-    expected = np.stack([_answer(session, program, one) for one in inputs])
+    runtime = Runtime(program.content, shape)
+    sizes = np.geomspace(0.1, 10.0, _CHECK_INPUTS).reshape((-1, *[1] * len(shape)))
+    inputs = sizes * np.random.default_rng(0).standard_normal((_CHECK_INPUTS, *shape))
+    inputs = inputs.astype(runtime.dtype)
+    expected = np.stack([runtime(one) for one in inputs])
     computed = graph(inputs.astype(np.float64).reshape((len(inputs), -1)))
     _require_equal(expected.astype(np.float64), computed)
-
-
-def _check_inputs(shape: Shape) -> np.ndarray:
-    generator = np.random.default_rng(0)
-    sizes = np.geomspace(0.1, 10.0, _CHECK_INPUTS).reshape((-1, *[1] * len(shape)))
-    return sizes * generator.standard_normal((_CHECK_INPUTS, *shape))
-
-
-def _answer(session: object, program: Program, one: np.ndarray) -> np.ndarray:
-    try:
-        return session.run([program.output], {program.input: one})[0]  # type: ignore[attr-defined]
-    except Exception as error:
-        raise InvalidInputError(f"onnxruntime cannot run the network: {error}") from error
 
 
 def _require_equal(expected: np.ndarray, computed: np.ndarray) -> None:

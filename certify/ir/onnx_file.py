@@ -66,7 +66,7 @@ class Program:
     content: bytes | str
 
 
-def read_program(source: str | os.PathLike[str] | bytes) -> Program:
+def read_program(source: Any) -> Program:
     """Reads a `.onnx` or `.onnx.gz` file, or its content.
 
     Raises:
@@ -135,13 +135,14 @@ def _program(model: Any, content: bytes, folder: Path | None) -> Program:
     if graph.sparse_initializer:
         raise UnsupportedOp("sparse initialisers are not supported; export the network with dense ones")
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
-    constants = {t.name: array_of(t, folder) for t in graph.initializer}
-    inputs = [v for v in graph.input if v.name not in constants]
+    constants = {_text(t.name): array_of(t, folder) for t in graph.initializer}
+    inputs = [v for v in graph.input if _text(v.name) not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
         given = [[v.name for v in values] for values in (inputs, graph.output)]
         raise UnsupportedOp(f"the network has inputs {given[0]} and outputs {given[1]}; expected one of each")
     calls = tuple(_call(node, k, opset, folder) for k, node in enumerate(graph.node))
-    return Program(calls, constants, inputs[0].name, _declared(inputs[0]), graph.output[0].name, content)
+    names = _text(inputs[0].name), _text(graph.output[0].name)
+    return Program(calls, constants, names[0], _declared(inputs[0]), names[1], content)
 
 
 def _declared(value: Any) -> tuple[int | None, ...]:
@@ -154,11 +155,17 @@ def _declared(value: Any) -> tuple[int | None, ...]:
 
 
 def _call(node: Any, position: int, opset: int, folder: Path | None) -> Call:
-    name = node.name or (node.output[0] if node.output else f"number {position}")
+    outputs = tuple(map(_text, node.output))
+    name = _text(node.name) or (outputs[0] if outputs else f"number {position}")
     if node.domain not in ("", "ai.onnx"):
         raise UnsupportedOp(f"node {name!r} is {node.op_type} of the domain {node.domain!r}; expected standard ONNX")
-    attributes = {a.name: _attribute(a, name, folder) for a in node.attribute}
-    return Call(node.op_type, name, tuple(node.input), tuple(node.output), attributes, opset)
+    attributes = {_text(a.name): _attribute(a, name, folder) for a in node.attribute}
+    return Call(_text(node.op_type), name, tuple(map(_text, node.input)), outputs, attributes, opset)
+
+
+def _text(value: Any) -> str:
+    """protobuf hands out bytes where a string is no UTF-8."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _attribute(attribute: Any, node: str, folder: Path | None) -> Any:
@@ -169,9 +176,9 @@ def _attribute(attribute: Any, node: str, folder: Path | None) -> Any:
         value = getattr(attribute, simple[kind])
         return tuple(value) if kind > 5 else value
     if kind == 3:
-        return attribute.s.decode("utf-8", "replace")
+        return _text(attribute.s)
     if kind == 8:
-        return tuple(s.decode("utf-8", "replace") for s in attribute.strings)
+        return tuple(map(_text, attribute.strings))
     if kind == 4:
         return array_of(attribute.t, folder)
     raise UnsupportedOp(f"attribute {attribute.name!r} of node {node!r} is a subgraph or another rare kind")
@@ -212,7 +219,7 @@ def _require_data(tensor: Any, shape: tuple[int, ...], kind: np.dtype) -> None:
 
 def _external(tensor: Any, shape: tuple[int, ...], kind: np.dtype, folder: Path | None) -> np.ndarray:
     """Data in a file of their own, which has to lie in the model's folder."""
-    told = {entry.key: entry.value for entry in tensor.external_data}
+    told = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
     location, name = told.get("location", ""), tensor.name
     if folder is None:
         raise InvalidInputError(f"the tensor {name!r} lies in the file {location!r}: pass the path of the model")

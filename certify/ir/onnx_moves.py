@@ -66,7 +66,7 @@ def _slice(call: Call, data: Array, starts: Any = None, ends: Any = None, axes: 
 
 
 def _gather(call: Call, data: Array, indices: Array) -> Array:
-    return np.take(data, np.asarray(indices, dtype=np.intp), axis=call.get("axis", 0))
+    return np.asarray(np.take(data, np.asarray(indices, dtype=np.intp), axis=call.get("axis", 0)))
 
 
 def _expand(call: Call, data: Array, shape: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The network as onnxruntime runs it: the judge of every witness."""
+"""The network as onnxruntime runs it: the judge of every import and every witness."""
 
 from math import prod
 from typing import Any
@@ -15,15 +15,15 @@ class Runtime:
 
     Attributes:
         dtype: precision of the input.
-        shape: of the input as the file declares it, 1 for axes that it leaves open.
+        shape: of the input; by default as the file declares it, 1 for axes that it leaves open.
     """
 
-    def __init__(self, content: bytes | str) -> None:
+    def __init__(self, content: bytes | str, shape: tuple[int, ...] | None = None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingDependencyError(
-                "replaying a witness needs the package onnxruntime; install it with pip install 'convexnn[onnx]'"
+                "running an ONNX network needs the package onnxruntime; install it with pip install 'convexnn[onnx]'"
             ) from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 4, 1, 1
@@ -34,7 +34,7 @@ class Runtime:
         constants = {value.name for value in self._session.get_overridable_initializers()}
         (self._input,) = (value for value in self._session.get_inputs() if value.name not in constants)
         self.dtype = np.dtype(_KINDS.get(self._input.type, np.float32))
-        self.shape = tuple(axis if isinstance(axis, int) else 1 for axis in self._input.shape)
+        self.shape = shape or tuple(axis if isinstance(axis, int) else 1 for axis in self._input.shape)
 
     @property
     def size(self) -> int:
