@@ -12,7 +12,7 @@ from certify.properties import Margins
 KINDS = ["box", "linf", "l2", "l1", "l2 in domain", "point"]
 
 
-def check(seed):
+def check(seed, methods=METHODS):
     """Returns the operations that the network has."""
     graph = random_graph(seed)
     kind = KINDS[seed % len(KINDS)]
@@ -27,7 +27,7 @@ def check(seed):
         graph.map_arrays(lambda v: v.numpy())(points.numpy()).reshape(values.shape), values, rtol=1e-10, atol=1e-10
     )
     found = []
-    for method in METHODS:
+    for method in methods:
         bounds = method(graph, region)
         samples_stay_inside(graph, region, bounds, seed, count=10)
         lower = method.margins(graph, region, bounds, margins)
@@ -56,8 +56,9 @@ def worst_points(graph, region, margins):
 
 def test_bounds_hold_on_random_networks():
     seen = set()
-    for seed in range(40):
-        seen |= check(seed)
+    for seed in range(32):
+        # The ascent costs most of the time.
+        seen |= check(seed, METHODS if seed % 8 == 0 else METHODS[:3])
     assert seen >= set(OPERATIONS)
 
 

@@ -35,7 +35,7 @@ def test_bounds_of_every_function_hold(name):
     region = regions_around(centres(n, 2, 3), 0.2)[kind]
     rows = torch.randn((2, 2, m), generator=seeded(4), dtype=torch.float64)
     margins = Margins(rows, rows[..., 0], torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, dtype=torch.bool))
-    for method in METHODS:
+    for method in METHODS[:3]:  # the rest on random networks
         samples_stay_inside(graph, region, method(graph, region), seed=5, count=5)
         margins_below_samples(method, graph, region, margins, seed=6, count=5)
 
