@@ -9,6 +9,8 @@ from torch import Tensor
 from convexnn.neurons import Neurons
 from convexnn.pricing import Candidates, ColumnPairs, Effort, evaluate, merge, search, starting_points
 from convexnn.problem import Problem
+from convexnn.programs import AbstractProgram, ConvexPoint
+from convexnn.result import relative_gap
 
 
 @dataclass(frozen=True)
@@ -82,3 +84,32 @@ def judge(
     )
     candidates = merge(found, evaluate(problem.X, V, neurons.W))
     return Judgement(dual_point(problem, V, candidates.best()), candidates)
+
+
+@dataclass(frozen=True)
+class ProgramJudgement:
+    """What is known about a convex program over given patterns at a point and a dual point."""
+
+    point: ConvexPoint  # feasible
+    objective: float  # convex objective at that point
+    dual: DualPoint  # its bound holds for the program, and says nothing about other patterns
+
+    def gap(self, floor: float = 0.0) -> float:
+        """Relative gap of the program."""
+        return relative_gap(self.objective, self.dual.bound, floor)
+
+
+def judge_program(
+    program: AbstractProgram,
+    point: ConvexPoint,
+    V: Float[Tensor, "n K"],
+    multipliers: Float[Tensor, "S K P m"] | None = None,
+) -> ProgramJudgement:
+    """Objective at the feasible point near ``point``, and the bound of V with these cone multipliers.
+
+    Weak duality makes the bound valid for any V in the domain of the dual and any multipliers.
+    """
+    feasible = program.feasible(point)
+    V = program.problem.admit(V)
+    dual = dual_point(program.problem, V, program.maximum(V, multipliers))
+    return ProgramJudgement(feasible, program.objective(feasible), dual)

@@ -45,6 +45,10 @@ class AbstractLoss(abc.ABC):
         """Second derivative of L at a point, applied to dF."""
 
     @abc.abstractmethod
+    def curvature_root(self, curvature: Tensor) -> Tensor:
+        """R with Hessian R R': its diagonal n x K where the Hessian is diagonal, else n x K x K."""
+
+    @abc.abstractmethod
     def quadratic_form(self, curvature: Tensor, A: Float[Tensor, "k K"]) -> Float[Tensor, "k n"]:
         """a_j' H_i a_j for each row a_j of A and the K x K Hessian H_i of each sample."""
 
@@ -120,6 +124,10 @@ class AbstractSeparableLoss(AbstractLoss):
     def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         """Second derivative of L at a point, applied to dF."""
         return curvature * dF
+
+    def curvature_root(self, curvature: Tensor) -> Float[Tensor, "n K"]:
+        """Square roots of the diagonal."""
+        return curvature.sqrt()
 
     def quadratic_form(self, curvature: Tensor, A: Float[Tensor, "k K"]) -> Float[Tensor, "k n"]:
         """a_j' H_i a_j for each row a_j of A and each sample i."""

@@ -32,6 +32,11 @@ class SoftmaxLoss(AbstractLoss):
         weighted = curvature * dF
         return self.weights[:, None] * (weighted - curvature * weighted.sum(1, keepdim=True))
 
+    def curvature_root(self, curvature: Tensor) -> Float[Tensor, "n K K"]:
+        """diag(r) - p r', r the square roots of p, times the root of the weight."""
+        r = curvature.sqrt()
+        return self.weights.sqrt()[:, None, None] * (torch.diag_embed(r) - curvature[:, :, None] * r[:, None, :])
+
     def quadratic_form(self, curvature: Tensor, A: Float[Tensor, "k K"]) -> Float[Tensor, "k n"]:
         """The variance of a_j under p_i, times the weight of sample i."""
         return self.weights * ((A * A) @ curvature.T - (A @ curvature.T) ** 2)

@@ -1,0 +1,252 @@
+"""The linear systems of the interior point: small blocks that meet in the loss.
+
+K = blockdiag(H_j) + A'L''A. With L'' = R R' (Woodbury)
+K^-1 = H^-1 - H^-1 A'R (I + R'A H^-1 A'R)^-1 R'A H^-1: one matrix of the size of the samples.
+Patterns that add next to nothing to it are left out of it, and it preconditions conjugate gradients.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.linalg.blas import dsyrk
+from torch import Tensor
+
+from convexnn.solvers.blocks import BlockMap
+from convexnn.solvers.cones import Scaling
+
+_NEGLIGIBLE = 0.1  # trace, relative to the identity, that patterns may have in all to be left out
+_COLUMNS = 2048  # of the factor that are worked on together
+_CG_STEPS = 60
+_CG_ACCURACY = 1e-11
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """The Hessian of the loss, L'' = R R': the diagonal of R, or K x K for each sample."""
+
+    root: Float[Tensor, "n K K"] | Float[Tensor, "n K"]
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether outputs do not meet in the Hessian."""
+        return self.root.ndim == 2
+
+    def right(self, Q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """R q."""
+        return self.root * Q if self.diagonal else torch.einsum("nka,na->nk", self.root, Q)
+
+    def left(self, F: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """R'f."""
+        return self.root * F if self.diagonal else torch.einsum("nka,nk->na", self.root, F)
+
+
+@dataclass(frozen=True)
+class SampleMatrix:
+    """Cholesky factors of I + R'A H^-1 A'R: one for each output, or one for all where outputs meet in the loss."""
+
+    factors: tuple[Float[Tensor, "N N"], ...]
+
+    def solve(self, Q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """The inverse, applied to a point of the samples' space."""
+        if len(self.factors) == Q.shape[1]:
+            columns = [_cholesky_solve(factor, Q[:, k]) for k, factor in enumerate(self.factors)]
+            return torch.stack(columns, 1)
+        return _cholesky_solve(self.factors[0], Q.reshape(-1)).reshape(Q.shape)
+
+
+def _cholesky_solve(factor: Tensor, q: Tensor) -> Tensor:
+    return torch.cholesky_solve(q[:, None], factor)[:, 0]
+
+
+@dataclass(frozen=True)
+class NewtonSystem:
+    """K at one iterate, factorised."""
+
+    maps: BlockMap
+    linear: Linearisation
+    scaling: Scaling
+    weights: Float[Tensor, "B m"]  # multipliers over slacks
+    factor: Float[Tensor, "B d d"]  # Cholesky factors of H_j
+    samples: SampleMatrix
+    exact: bool  # no pattern was left out
+    with_bias: bool
+
+    @classmethod
+    def of(
+        cls, maps: BlockMap, linear: Linearisation, scaling: Scaling, weights: Float[Tensor, "B m"], with_bias: bool
+    ) -> "NewtonSystem":
+        """Factorise."""
+        factor = _cholesky(_curvature(maps, scaling, weights))
+        inverse = torch.cholesky_inverse(factor)
+        n_pairs = int(maps.pairs.max()) + 1
+        M = inverse.new_zeros((n_pairs, *inverse.shape[1:])).index_add_(0, maps.pairs, inverse)
+        first = torch.zeros(n_pairs, dtype=torch.long, device=M.device)
+        first[maps.pairs] = torch.arange(len(maps.pairs), device=M.device)
+        keep = _weighty(maps, linear, M)
+        samples = _sample_matrix(maps, linear, M[keep], first[keep])
+        return cls(maps, linear, scaling, weights, factor, samples, bool(keep.all()), with_bias)
+
+    def solve(self, right: Float[Tensor, "B d"], bias: Float[Tensor, " K"], refinements: int) -> "Response":
+        """du, db with K (du, db) = (right, bias), and q = R'(A du + db); without an output bias db is zero.
+
+        q is an unknown of its own, so that a huge curvature does not multiply the rounding of A du.
+        """
+        zero = torch.zeros_like(self.maps.forward(right))
+        at = self._solve_once(Response(right, zero, bias))
+        for _ in range(refinements):
+            at = at.plus(self._solve_once(self._residual(Response(right, zero, bias), at)))
+        return at
+
+    def _solve_once(self, right: "Response") -> "Response":
+        a = self._blocks(right.du)
+        b = self.linear.left(self.maps.forward(a)) + right.q
+        if not self.with_bias:
+            q = self._sample_solve(b)
+            return Response(a - self._blocks(self._spread(q)), q, torch.zeros_like(right.db))
+        size = len(right.db)
+        ones = torch.eye(size, dtype=a.dtype, device=a.device)[:, None, :].expand(-1, len(self.maps.X), -1)
+        E = [self.linear.left(column) for column in ones]
+        SE = [self._sample_solve(column) for column in E]
+        B = torch.stack([torch.stack([(e * f).sum() for f in SE]) for e in E])
+        db = _solve_small(B, right.db - torch.stack([(f * b).sum() for f in SE]))
+        q = self._sample_solve(b)
+        for k in range(size):
+            q = q + db[k] * SE[k]
+        return Response(a - self._blocks(self._spread(q)), q, db)
+
+    def _spread(self, q: Tensor) -> Tensor:
+        return self.maps.adjoint(self.linear.right(q))
+
+    def _blocks(self, right: Tensor) -> Tensor:
+        return torch.cholesky_solve(right[:, :, None], self.factor)[:, :, 0]
+
+    def _sample_solve(self, b: Tensor) -> Tensor:
+        if self.exact:
+            return self.samples.solve(b)
+
+        def apply(q: Tensor) -> Tensor:
+            return q + self.linear.left(self.maps.forward(self._blocks(self._spread(q))))
+
+        return _conjugate_gradients(apply, self.samples.solve, b)
+
+    def _residual(self, right: "Response", at: "Response") -> "Response":
+        maps, scaling = self.maps, self.scaling
+        rows = at.du.reshape(len(scaling.w0), -1)
+        own = rows / scaling.eta**2 - scaling.pull * scaling.w1 * (scaling.w1 * rows).sum(1, keepdim=True)
+        V = self.linear.right(at.q)
+        r = right.du - maps.adjoint(V) - maps.cone_adjoint(self.weights * maps.cone_forward(at.du))
+        short = right.q + self.linear.left(maps.forward(at.du) + at.db) - at.q
+        return Response(r - own.reshape(r.shape), short, right.db - V.sum(0) if self.with_bias else right.db)
+
+
+@dataclass(frozen=True)
+class Response:
+    """A solution or a right-hand side: blocks, samples (q = R'dF), output bias."""
+
+    du: Float[Tensor, "B d"]
+    q: Float[Tensor, "n K"]
+    db: Float[Tensor, " K"]
+
+    def plus(self, other: "Response") -> "Response":
+        """The sum."""
+        return Response(self.du + other.du, self.q + other.q, self.db + other.db)
+
+
+def _curvature(maps: BlockMap, scaling: Scaling, weights: Tensor) -> Float[Tensor, "B d d"]:
+    """H_j: cone rows, and the norm after its bound was eliminated."""
+    H = maps.cone_gram(weights)
+    B, d = maps.shape
+    w1, pull, inverse = scaling.w1, scaling.pull, 1 / scaling.eta**2
+    if len(w1) == B:
+        H -= pull[:, :, None] * (w1[:, :, None] * w1[:, None, :])
+        H.diagonal(dim1=1, dim2=2).add_(inverse)
+    else:  # one cone for each entry: I / eta^2 - pull w1^2 = pull / 2 there, without cancellation
+        H.diagonal(dim1=1, dim2=2).add_(0.5 * pull.reshape(B, d))
+    return H
+
+
+def _cholesky(H: Float[Tensor, "B d d"]) -> Float[Tensor, "B d d"]:
+    """Factors; matrices that are singular to rounding get the ridge that they need."""
+    factor, info = torch.linalg.cholesky_ex(H)
+    ridge = 1e-14
+    while bool((info > 0).any()) and ridge < 1.0:
+        bad = info > 0
+        mean = H[bad].diagonal(dim1=1, dim2=2).abs().mean(1)
+        H[bad] += ridge * mean[:, None, None] * torch.eye(H.shape[1], dtype=H.dtype, device=H.device)
+        factor, info = torch.linalg.cholesky_ex(H)
+        ridge *= 10
+    return factor
+
+
+def _weighty(maps: BlockMap, linear: Linearisation, M: Float[Tensor, "Q d d"]) -> Tensor:
+    """All pairs but those whose traces come to a tenth of the identity's in all."""
+    size = float(torch.linalg.matrix_norm(maps.X, 2)) ** 2 * float((linear.root**2).max())
+    trace = M.diagonal(dim1=1, dim2=2).sum(1) * size
+    order = torch.argsort(trace)
+    keep = torch.zeros(len(M), dtype=torch.bool, device=M.device)
+    keep[order[torch.cumsum(trace[order], 0) > _NEGLIGIBLE]] = True
+    return keep
+
+
+def _sample_matrix(maps: BlockMap, linear: Linearisation, M: Tensor, members: Tensor) -> SampleMatrix:
+    """``members`` is one block of each pair: it knows the pattern and the output."""
+    factor = _cholesky(M)
+    masks, outputs = maps.masks[members].abs(), maps.outputs[members]
+    diagonal = linear.diagonal
+    grams = []
+    for k in range(maps.n_outputs):
+        mine = outputs == k
+        rows = linear.root[:, k] if diagonal else torch.ones_like(maps.X[:, 0])
+        grams.append(_gram(maps.X, masks[mine] * rows, factor[mine]))
+    if diagonal:
+        return SampleMatrix(tuple(_factorise(gram) for gram in grams))
+    root, n = linear.root, len(maps.X)
+    T = torch.stack([torch.tril(gram) + torch.tril(gram, -1).T for gram in grams])
+    coupled = torch.einsum("ika,kij,jkb->iajb", root, T, root).reshape(n * root.shape[2], -1)
+    return SampleMatrix((_factorise(coupled),))
+
+
+def _gram(X: Tensor, masks: Tensor, factor: Tensor) -> Float[Tensor, "n n"]:
+    """Lower triangle of sum_p D_p X L_p L_p'X'D_p."""
+    n, d = X.shape
+    out = X.new_zeros((n, n))
+    for start in range(0, len(masks), max(1, _COLUMNS // d)):
+        part = slice(start, start + max(1, _COLUMNS // d))
+        A = masks[part][:, :, None] * torch.matmul(X, factor[part])  # p n d
+        A = A.permute(1, 0, 2).reshape(n, -1)
+        if X.device.type == "cpu" and X.dtype == torch.float64:
+            # Row-major A is the transpose of what BLAS sees; the upper triangle there is the lower one here.
+            dsyrk(1.0, A.numpy().T, beta=1.0, c=out.numpy().T, trans=1, lower=0, overwrite_c=1)
+        else:
+            out += A @ A.T
+    return out
+
+
+def _factorise(gram: Tensor) -> Tensor:
+    gram.diagonal().add_(1.0)
+    return _cholesky(gram[None])[0]
+
+
+def _conjugate_gradients(apply, precondition, b: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    q, r = torch.zeros_like(b), b
+    y = precondition(r)
+    p, product, size = y, float((r * y).sum()), float(b.norm())
+    for _ in range(_CG_STEPS):
+        if float(r.norm()) <= _CG_ACCURACY * size:
+            break
+        Ap = apply(p)
+        a = product / float((p * Ap).sum())
+        q, r = q + a * p, r - a * Ap
+        y = precondition(r)
+        new = float((r * y).sum())
+        p, product = y + new / product * p, new
+    return q
+
+
+def _solve_small(B: Tensor, right: Tensor) -> Tensor:
+    """Softmax has no curvature along a shift of all outputs: a ridge keeps that direction still."""
+    ridge = 1e-12 * torch.trace(B) + torch.finfo(B.dtype).tiny
+    return torch.linalg.solve(B + ridge * torch.eye(len(B), dtype=B.dtype, device=B.device), right)
+
+
