@@ -24,6 +24,7 @@ from convexnn.solvers.kinks import AbstractLossPart, Kink, first_kink, loss_part
 from convexnn.solvers.newton import NewtonSystem
 
 _SHRINK = 0.99  # share of the way to the boundary that a step may go
+_SHRINK_HINGE = 0.9  # longer steps leave some of its pairs far from the central path, and later steps are tiny
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,7 @@ class InteriorOptions:
 
 
 @dataclass(frozen=True)
-class InteriorPoint:
-    """The best feasible blocks and the best dual point seen, and the iterate to go on from."""
-
-    U: Float[Tensor, "B d"]
-    bias: Float[Tensor, " K"]
-    objective: float  # of the feasible blocks
-    V: Float[Tensor, "n K"]
-    multipliers: Float[Tensor, "B m"]
-    bound: float  # of the program with these blocks alone
-    gap: float
-    n_steps: int
-
-
-@dataclass(frozen=True)
-class _Iterate:
+class Iterate:
     """x = (t, u) and z in second-order cones, slacks s and multipliers l >= 0, the kink of the loss, output bias b."""
 
     x: Float[Tensor, "q e"]
@@ -67,18 +54,33 @@ class _Iterate:
         total = (self.x * self.z).sum() + (self.s * self.l).sum() + self.kink.products().sum()
         return float(total) / (len(self.x) + self.s.numel() + self.kink.p.numel())
 
-    def moved(self, step: float, by: "_Iterate") -> "_Iterate":
+    def moved(self, step: float, by: "Iterate") -> "Iterate":
         kink = Kink(self.kink.p + step * by.kink.p, self.kink.q + step * by.kink.q)
         x, z, s, l = (  # noqa: E741
             mine + step * move
             for mine, move in ((self.x, by.x), (self.z, by.z), (self.s, by.s), (self.l, by.l))
         )
-        return _Iterate(x, z, s, l, kink, self.b + step * by.b)
+        return Iterate(x, z, s, l, kink, self.b + step * by.b)
 
     def interior(self) -> bool:
         parts = (self.x, self.z, self.s, self.l, self.kink.p, self.kink.q, self.b)
         positive = all(bool((part > 0).all()) for part in (self.s, self.l, self.kink.p, self.kink.q))
         return positive and all(bool(torch.isfinite(part).all()) for part in parts)
+
+
+@dataclass(frozen=True)
+class InteriorPoint:
+    """The best feasible blocks and the best dual point seen, and the iterate to go on from."""
+
+    U: Float[Tensor, "B d"]
+    bias: Float[Tensor, " K"]
+    objective: float  # of the feasible blocks
+    V: Float[Tensor, "n K"]
+    multipliers: Float[Tensor, "B m"]
+    bound: float  # of the program with these blocks alone
+    gap: float
+    n_steps: int
+    iterate: Iterate  # to go on from
 
 
 @dataclass
@@ -97,11 +99,17 @@ class _Best:
 
 
 def solve_blocks(
-    program: AbstractProgram, index: Int[Tensor, " B"], options: InteriorOptions = InteriorOptions()
+    program: AbstractProgram,
+    index: Int[Tensor, " B"],
+    options: InteriorOptions = InteriorOptions(),
+    resume: Iterate | None = None,
 ) -> InteriorPoint:
-    """Solve the program with all but these blocks (flat indices into its shape S K P) held at zero."""
+    """Solve the program with all but these blocks (flat indices into its shape S K P) held at zero.
+
+    ``resume`` is the last iterate of an earlier call with the same blocks.
+    """
     maps = BlockMap.of(program, index)
-    at, best = _start(program, maps), _Best()
+    at, best = _start(program, maps) if resume is None else resume, _Best()
     floor, n_steps = program.problem.floor(), 0
     for n_steps in range(options.max_steps + 1):
         part = loss_part(program.problem.loss, maps.forward(at.blocks(maps.shape)) + at.b, at.kink)
@@ -118,11 +126,11 @@ def solve_blocks(
     assert best.V is not None
     assert best.multipliers is not None
     return InteriorPoint(
-        best.U, best.bias, best.objective, best.V, best.multipliers, best.dual.bound, best.gap(floor), n_steps
+        best.U, best.bias, best.objective, best.V, best.multipliers, best.dual.bound, best.gap(floor), n_steps, at
     )
 
 
-def _start(program: AbstractProgram, maps: BlockMap) -> _Iterate:
+def _start(program: AbstractProgram, maps: BlockMap) -> Iterate:
     problem, (B, d) = program.problem, maps.shape
     tau = _first_size(program) / math.sqrt(B)
     e = program.penalty.cone_size(d)
@@ -133,7 +141,7 @@ def _start(program: AbstractProgram, maps: BlockMap) -> _Iterate:
     slack = maps.cone_forward(u)
     s = torch.maximum(slack, 0.5 * slack.abs().mean().nan_to_num(1.0).expand_as(slack))
     l = (problem.weight_decay * tau / len(problem.X) / s).clamp(min=1e-300)  # noqa: E741
-    return _Iterate(x, z, s, l, first_kink(problem.loss, maps.forward(u) + bias), bias)
+    return Iterate(x, z, s, l, first_kink(problem.loss, maps.forward(u) + bias), bias)
 
 
 def _first_size(program: AbstractProgram) -> float:
@@ -144,7 +152,7 @@ def _first_size(program: AbstractProgram) -> float:
     return max(spread, 1e-150) * math.sqrt(len(problem.X)) / (float(problem.X.norm()) / math.sqrt(problem.n_inputs))
 
 
-def _judge(program: AbstractProgram, maps: BlockMap, at: _Iterate, part: AbstractLossPart, best: _Best) -> None:
+def _judge(program: AbstractProgram, maps: BlockMap, at: Iterate, part: AbstractLossPart, best: _Best) -> None:
     """Objective at the feasible point near the iterate, and the bound of its dual variable and multipliers."""
     problem = program.problem
     U = maps.repaired(at.blocks(maps.shape))
@@ -158,7 +166,7 @@ def _judge(program: AbstractProgram, maps: BlockMap, at: _Iterate, part: Abstrac
         best.dual, best.V, best.multipliers = dual, V, at.l
 
 
-def _advance(program: AbstractProgram, maps: BlockMap, at: _Iterate, part: AbstractLossPart) -> _Iterate:
+def _advance(program: AbstractProgram, maps: BlockMap, at: Iterate, part: AbstractLossPart) -> Iterate:
     """One predictor-corrector step."""
     scaling = Scaling.of(at.x, at.z)
     system = NewtonSystem.of(maps, part.linearised(), scaling, at.l / at.s, program.problem.output_bias)
@@ -175,10 +183,11 @@ def _advance(program: AbstractProgram, maps: BlockMap, at: _Iterate, part: Abstr
     slack = sigma * mu - at.s * at.l - second * affine.s * affine.l
     kink = sigma * mu - at.kink.products() - second * affine.kink.products()
     move = step.direction(slack, jordan_divide(scaling.lam, cone), kink, refine=True)
-    return at.moved(min(1.0, _SHRINK * _reach(at, move)), move)
+    shrink = _SHRINK_HINGE if len(at.kink.p) else _SHRINK
+    return at.moved(min(1.0, shrink * _reach(at, move)), move)
 
 
-def _reach(at: _Iterate, by: _Iterate) -> float:
+def _reach(at: Iterate, by: Iterate) -> float:
     return min(
         longest_step(at.x, by.x),
         longest_step(at.z, by.z),
@@ -197,12 +206,12 @@ class _Step:
     maps: BlockMap
     system: NewtonSystem
     scaling: Scaling
-    at: _Iterate
+    at: Iterate
     part: AbstractLossPart
 
     def direction(
         self, slack: Float[Tensor, "B m"], cone: Float[Tensor, "q e"], kink: Float[Tensor, "k 2"], *, refine: bool
-    ) -> _Iterate:
+    ) -> Iterate:
         """The direction whose linearised complementarity products are these."""
         at, maps, scaling = self.at, self.maps, self.scaling
         V = self.part.shifted(kink)
@@ -218,7 +227,7 @@ class _Step:
         dx, dz = self._cones(found.du, share, h)
         ds = maps.cone_forward(found.du) + r_s
         dkink = self.part.moved(kink, maps.forward(found.du) + found.db, self.system.linear.right(found.q))
-        return _Iterate(dx, dz, ds, slack / at.s - w * ds, dkink, found.db)
+        return Iterate(dx, dz, ds, slack / at.s - w * ds, dkink, found.db)
 
     def _cones(self, du: Tensor, share: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         scaling = self.scaling

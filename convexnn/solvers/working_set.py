@@ -1,0 +1,220 @@
+"""An accurate solver for programs with many patterns: an interior point on the blocks that matter.
+
+Blocks outside the working set are priced at its dual point: sign * X'D_p v is projected on the cone
+of the pattern, and a projection longer than the weight decay is a violator. Multipliers of earlier
+projections screen most blocks without a new one.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from convexnn.duality import ProgramJudgement, judge_program
+from convexnn.operators import ConeMap
+from convexnn.programs import AbstractProgram, ConvexPoint
+from convexnn.projection import ColumnProducts, price
+from convexnn.result import Status, TraceEntry
+from convexnn.solvers.interior import InteriorOptions, InteriorPoint, solve_blocks
+
+_FIRST = 40
+_SMALL = 200  # blocks up to which all are in the first working set
+_FIRST_TOL = 3e-2
+_WITH = 0.03
+_WITHOUT = 0.003
+_MOST_ROUNDS = 60
+_MOST_STEPS = 100  # of the interior point in one round
+
+
+@dataclass(frozen=True)
+class ProgramLimits:
+    """When to stop."""
+
+    tol: float = 1e-6  # relative gap of the program
+    max_seconds: float = float("inf")
+    max_steps: int = 100_000
+
+
+@dataclass(frozen=True)
+class ProgramAnswer:
+    """A judged point of a program, and how the run ended."""
+
+    judgement: ProgramJudgement
+    V: Float[Tensor, "n K"]
+    multipliers: Float[Tensor, "S K P m"] | None
+    status: Status
+    n_steps: int
+    trace: tuple[TraceEntry, ...] = field(repr=False, default=())
+
+
+Report = Callable[[TraceEntry], None]
+
+
+@dataclass
+class _Run:
+    """Working set, best point and the bounds known of every block."""
+
+    program: AbstractProgram
+    limits: ProgramLimits
+    started: float
+    working: Int[Tensor, " B"]
+    multipliers: Float[Tensor, "N m"]  # of the last projection of each block, or of the interior point
+    known: Bool[Tensor, " N"]  # blocks that have multipliers
+    best: ProgramAnswer | None = None
+    trace: list[TraceEntry] = field(default_factory=list)
+
+    def gap(self) -> float:
+        return float("inf") if self.best is None else self.best.judgement.gap(self.program.problem.floor())
+
+
+def solve_working_set(
+    program: AbstractProgram,
+    limits: ProgramLimits = ProgramLimits(),
+    *,
+    start: ConvexPoint | None = None,
+    report: Report | None = None,
+) -> ProgramAnswer:
+    """Solve to a relative gap of ``limits.tol``; blocks that are not zero in ``start`` are in the first working set."""
+    run = _Run(program, limits, time.perf_counter(), *_first_blocks(program, start))
+    tol = _FIRST_TOL if len(run.working) < len(run.known) else 0.5 * limits.tol
+    iterate, status = None, None
+    while status is None:
+        deadline = run.started + limits.max_seconds
+        found = solve_blocks(program, run.working, InteriorOptions(tol, _MOST_STEPS, deadline), iterate)
+        violators = _price(run, found, tol)
+        _see(run, found, report)
+        status = _status(run, found, tol, len(violators))
+        iterate = None if len(violators) else found.iterate
+        if len(violators):
+            run.working = _next_working_set(run, found, violators, tol)
+        if len(violators) < 10 or tol > 1e-2:
+            tol = max(tol * (_WITH if len(violators) else _WITHOUT), 0.5 * limits.tol)
+    assert run.best is not None
+    return ProgramAnswer(
+        run.best.judgement, run.best.V, run.best.multipliers, status, len(run.trace), tuple(run.trace)
+    )
+
+
+def _first_blocks(program: AbstractProgram, start: ConvexPoint | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The blocks most correlated with the gradient at the constant network, along a direction inside their cones."""
+    S, K, P, _ = program.shape
+    n_blocks, width = S * K * P, 0 if program.cone is None else program.cone.X.shape[0]
+    problem = program.problem
+    V = problem.dual_point(program.output(program.zero()))
+    C = program.correlations(V).reshape(n_blocks, -1)
+    if program.cone is None:
+        score = program.penalty.dual_norms(C)
+    else:
+        gates = program.patterns.gates / program.patterns.gates.norm(dim=1, keepdim=True)
+        score = (C * gates.repeat(S * K, 1)).sum(1)
+    if start is not None:
+        score = score + torch.where(start.U.reshape(n_blocks, -1).norm(dim=1) > 0, torch.inf, 0.0)
+    separate = program.penalty.cone_size(problem.n_inputs) == problem.n_inputs
+    first = max(_FIRST * K, int(torch.isinf(score).sum())) if separate and n_blocks > _SMALL else n_blocks
+    working = torch.sort(torch.argsort(score, descending=True)[: min(first, n_blocks)]).values
+    known = torch.zeros(n_blocks, dtype=torch.bool, device=C.device)
+    return working, C.new_zeros((n_blocks, width)), known
+
+
+def _price(run: _Run, found: InteriorPoint, tol: float) -> Int[Tensor, " k"]:
+    """Violators among the blocks outside the working set, worst first; keeps the multipliers that were found."""
+    program = run.program
+    C = program.correlations(found.V).reshape(len(run.known), -1)
+    run.multipliers[run.working], run.known[run.working] = found.multipliers, True
+    outside = torch.ones_like(run.known)
+    outside[run.working] = False
+    target = program.problem.weight_decay * (1 + (0.1 * run.limits.tol if tol < 1e-5 else 0.3 * tol))
+    if program.cone is None:
+        norms = torch.where(outside, program.penalty.dual_norms(C), 0.0)
+        worst = torch.argsort(norms, descending=True)
+        return worst[norms[worst] > target]
+    lower = _project_candidates(run, C, outside, target, tol)
+    worst = torch.argsort(lower, descending=True)
+    return worst[lower[worst] > target]
+
+
+def _project_candidates(
+    run: _Run, C: Float[Tensor, "N d"], outside: Bool[Tensor, " N"], target: float, tol: float
+) -> Float[Tensor, " N"]:
+    """Lower bounds of max c'u; blocks are projected, the most promising first, until there are violators enough."""
+    cone, patterns = run.program.cone, run.program.patterns
+    assert cone is not None
+    centre = patterns.gates / patterns.gates.norm(dim=1, keepdim=True)
+    P, lower = len(patterns), C.new_zeros(len(C))
+    open_ = torch.nonzero(outside)[:, 0]
+    open_ = open_[_screened(run, cone, C, open_) > target]
+    score = (C[open_] * centre[open_ % P]).sum(1)
+    order = open_[torch.argsort(score, descending=True)]
+    wanted = 2 * _added(run)
+    chunk = max(wanted, 64) if tol > 1e-5 else 512
+    products = ColumnProducts.of(cone.X)
+    for part in order.split(chunk):
+        prices = price(ConeMap(cone.X, cone.signs[part % P]), products, C[part], centre[part % P], target)
+        lower[part] = prices.lower
+        run.multipliers[part], run.known[part] = prices.multipliers, True
+        if int((lower > target).sum()) >= wanted:
+            break
+    return lower
+
+
+def _screened(run: _Run, cone: ConeMap, C: Float[Tensor, "N d"], index: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Upper bounds by the multipliers at hand, at their best scale; the multipliers are rescaled in place."""
+    P, signs = len(run.program.patterns), cone.signs
+    pull = ConeMap(cone.X, signs[index % P]).adjoint(run.multipliers[index])
+    c = C[index]
+    scale = (-(c * pull).sum(1) / (pull * pull).sum(1).clamp(min=1e-300)).clamp(min=0.0)
+    run.multipliers[index] *= scale[:, None]
+    return (c + scale[:, None] * pull).norm(dim=1)
+
+
+def _added(run: _Run) -> int:
+    return max(10, len(run.working) // 2)
+
+
+def _see(run: _Run, found: InteriorPoint, report: Report | None) -> None:
+    """Judge the point of this round on the whole program, and keep the better primal and dual."""
+    program, shape = run.program, run.program.shape
+    U = program.problem.X.new_zeros(shape).reshape(len(run.known), -1)
+    U[run.working] = found.U
+    multipliers = None if program.cone is None else run.multipliers.reshape(*shape[:3], -1)
+    judged = judge_program(program, ConvexPoint(U.reshape(shape), found.bias), found.V, multipliers)
+    new = ProgramAnswer(judged, found.V, None if multipliers is None else multipliers.clone(), Status.STALLED, 0)
+    run.best = new if run.best is None else better(run.best, new)
+    entry = TraceEntry(
+        time.perf_counter() - run.started,
+        run.best.judgement.objective,
+        run.best.judgement.dual.bound,
+        len(run.working),
+    )
+    run.trace.append(entry)
+    if report is not None:
+        report(entry)
+
+
+def better(old: ProgramAnswer, new: ProgramAnswer) -> ProgramAnswer:
+    """The better point of the two with the better dual point of the two."""
+    primal = new if new.judgement.objective < old.judgement.objective else old
+    dual = new if new.judgement.dual.bound > old.judgement.dual.bound else old
+    judgement = ProgramJudgement(primal.judgement.point, primal.judgement.objective, dual.judgement.dual)
+    return ProgramAnswer(judgement, dual.V, dual.multipliers, new.status, new.n_steps)
+
+
+def _status(run: _Run, found: InteriorPoint, tol: float, n_violators: int) -> Status | None:
+    if run.gap() <= run.limits.tol:
+        return Status.CONVERGED
+    if time.perf_counter() - run.started > run.limits.max_seconds:
+        return Status.MAX_SECONDS
+    if len(run.trace) >= min(_MOST_ROUNDS, run.limits.max_steps):
+        return Status.MAX_ROUNDS
+    finest = tol <= 0.5 * run.limits.tol
+    return Status.STALLED if finest and n_violators == 0 else None
+
+
+def _next_working_set(run: _Run, found: InteriorPoint, violators: Int[Tensor, " k"], tol: float) -> Int[Tensor, " B"]:
+    """Without the blocks that are all but zero, with the worst violators."""
+    norms = found.U.norm(dim=1)
+    kept = run.working[norms > (1e-3 if tol > 1e-3 else 1e-5) * norms.max()]
+    return torch.unique(torch.cat([kept, violators[: _added(run)]]))
