@@ -53,6 +53,10 @@ class AbstractLoss(abc.ABC):
         """a_j' H_i a_j for each row a_j of A and the K x K Hessian H_i of each sample."""
 
     @abc.abstractmethod
+    def prox(self, Z: Float[Tensor, "n K"], step: float) -> Float[Tensor, "n K"]:
+        """argmin over F of step * L(F) + ||F - Z||^2 / 2."""
+
+    @abc.abstractmethod
     def dual_value(self, V: Float[Tensor, "n K"]) -> Float[Tensor, ""]:
         """D(V) for V inside the domain of the dual."""
 
@@ -165,3 +169,31 @@ def maximise_concave(derivative: Callable[[float], float], upper: float, steps: 
         middle = 0.5 * (low + high)
         low, high = (middle, high) if derivative(middle) > 0 else (low, middle)
     return low
+
+
+def newton_prox(loss: AbstractLoss, Z: Float[Tensor, "n K"], step: float, max_steps: int = 50) -> Float[Tensor, "n K"]:
+    """The prox of a smooth loss by Newton steps, each sample on its own and halved while its gradient grows.
+
+    The Hessian of step * L + ||. - Z||^2 / 2 is I + step R R' with R from ``curvature_root``.
+    """
+    F, accuracy = Z, 8 * torch.finfo(Z.dtype).eps
+    gradient = F - Z - step * loss.negative_gradient(F)
+    scale = torch.ones_like(F[:, :1])
+    for _ in range(max_steps):
+        size = gradient.norm(dim=1, keepdim=True)
+        if bool((size <= accuracy * (1 + Z.abs().amax(1, keepdim=True))).all()):
+            break
+        trial = F + scale * _newton_step(loss.curvature_root(loss.curvature(F)), step, -gradient)
+        trial_gradient = trial - Z - step * loss.negative_gradient(trial)
+        better = trial_gradient.norm(dim=1, keepdim=True) < size
+        F, gradient = torch.where(better, trial, F), torch.where(better, trial_gradient, gradient)
+        scale = torch.where(better, (2 * scale).clamp(max=1.0), 0.5 * scale)
+    return F
+
+
+def _newton_step(root: Tensor, step: float, right: Tensor) -> Tensor:
+    if root.ndim == 2:
+        return right / (1 + step * root * root)
+    H = step * root @ root.mT
+    H.diagonal(dim1=1, dim2=2).add_(1.0)
+    return torch.linalg.solve(H, right[:, :, None])[:, :, 0]

@@ -67,6 +67,10 @@ class HingeLoss(AbstractMarginLoss):
         t, q = self._slack(F)
         return 0.5 * float(torch.dot(self.weights, (q - t.abs())[:, 0]))
 
+    def prox(self, Z: Float[Tensor, "n 1"], step: float) -> Float[Tensor, "n 1"]:
+        """Move the margin up to one, by at most step c; of the loss with its kink."""
+        return Z + self.targets * (1 - self.targets * Z).clamp(min=0.0).minimum(step * self.weights[:, None])
+
     def optimal_bias(self, F: Float[Tensor, "n 1"], max_steps: int = 50) -> Float[Tensor, " 1"]:
         """The weighted quantile of the kinks y_i - F_i where the slope changes its sign."""
         del max_steps

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from convexnn.losses.base import AbstractMarginLoss, maximise_concave
+from convexnn.losses.base import AbstractMarginLoss, maximise_concave, newton_prox
 
 
 class LogisticLoss(AbstractMarginLoss):
@@ -27,6 +27,10 @@ class LogisticLoss(AbstractMarginLoss):
         del dual
         p = torch.sigmoid(F)
         return self.weights[:, None] * p * (1 - p)
+
+    def prox(self, Z: Float[Tensor, "n 1"], step: float) -> Float[Tensor, "n 1"]:
+        """By Newton steps."""
+        return newton_prox(self, Z, step)
 
     @property
     def largest_curvature(self) -> float:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from convexnn.losses.base import AbstractLoss, maximise_concave
+from convexnn.losses.base import AbstractLoss, maximise_concave, newton_prox
 
 
 class SoftmaxLoss(AbstractLoss):
@@ -43,6 +43,10 @@ class SoftmaxLoss(AbstractLoss):
 
     def _probabilities(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         return (self.targets - V / self.weights[:, None]).clamp(min=0.0)
+
+    def prox(self, Z: Float[Tensor, "n K"], step: float) -> Float[Tensor, "n K"]:
+        """By Newton steps."""
+        return newton_prox(self, Z, step)
 
     @property
     def largest_curvature(self) -> float:

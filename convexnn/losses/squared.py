@@ -27,6 +27,11 @@ class SquaredLoss(AbstractSeparableLoss):
         del dual
         return self.weights[:, None].expand_as(F)
 
+    def prox(self, Z: Float[Tensor, "n K"], step: float) -> Float[Tensor, "n K"]:
+        """(Z + step c Y) / (1 + step c)."""
+        pull = step * self.weights[:, None]
+        return (Z + pull * self.targets) / (1 + pull)
+
     @property
     def largest_curvature(self) -> float:
         """The loss is quadratic."""

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import ClassVar, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from convexnn.errors import InvalidInputError
@@ -56,6 +56,11 @@ class AbstractProgram(abc.ABC):
     def gated(self) -> GatedMap:
         """The linear map of the blocks of one sign and output."""
         return GatedMap(self.problem.X, self.patterns.D.to(self.problem.X.dtype))
+
+    @cached_property
+    def live(self) -> Bool[Tensor, " n"]:
+        """Samples that are not zero, those that have slacks."""
+        return self.problem.X.norm(dim=1) > 0
 
     @property
     @abc.abstractmethod

@@ -21,8 +21,7 @@ class ReLUProgram(AbstractProgram):
     @cached_property
     def cone(self) -> ConeMap:
         """One slack for each sample that is not zero."""
-        live = self.problem.X.norm(dim=1) > 0
-        return ConeMap(self.problem.X[live], 2.0 * self.gated.mask[:, live] - 1.0)
+        return ConeMap(self.problem.X[self.live], 2.0 * self.gated.mask[:, self.live] - 1.0)
 
     def network(self, point: ConvexPoint) -> Neurons:
         """One neuron for each block that is not zero."""

@@ -6,18 +6,18 @@ projections screen most blocks without a new one.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from convexnn.duality import ProgramJudgement, judge_program
+from convexnn.duality import judge_program
 from convexnn.operators import ConeMap
 from convexnn.programs import AbstractProgram, ConvexPoint
 from convexnn.projection import ColumnProducts, price
 from convexnn.result import Status, TraceEntry
+from convexnn.solvers.answer import ProgramAnswer, ProgramLimits, Report, better
 from convexnn.solvers.interior import InteriorOptions, InteriorPoint, solve_blocks
 
 _FIRST = 40
@@ -27,30 +27,6 @@ _WITH = 0.03
 _WITHOUT = 0.003
 _MOST_ROUNDS = 60
 _MOST_STEPS = 100  # of the interior point in one round
-
-
-@dataclass(frozen=True)
-class ProgramLimits:
-    """When to stop."""
-
-    tol: float = 1e-6  # relative gap of the program
-    max_seconds: float = float("inf")
-    max_steps: int = 100_000
-
-
-@dataclass(frozen=True)
-class ProgramAnswer:
-    """A judged point of a program, and how the run ended."""
-
-    judgement: ProgramJudgement
-    V: Float[Tensor, "n K"]
-    multipliers: Float[Tensor, "S K P m"] | None
-    status: Status
-    n_steps: int
-    trace: tuple[TraceEntry, ...] = field(repr=False, default=())
-
-
-Report = Callable[[TraceEntry], None]
 
 
 @dataclass
@@ -194,21 +170,10 @@ def _see(run: _Run, found: InteriorPoint, report: Report | None) -> None:
         report(entry)
 
 
-def better(old: ProgramAnswer, new: ProgramAnswer) -> ProgramAnswer:
-    """The better point of the two with the better dual point of the two."""
-    primal = new if new.judgement.objective < old.judgement.objective else old
-    dual = new if new.judgement.dual.bound > old.judgement.dual.bound else old
-    judgement = ProgramJudgement(primal.judgement.point, primal.judgement.objective, dual.judgement.dual)
-    return ProgramAnswer(judgement, dual.V, dual.multipliers, new.status, new.n_steps)
-
-
 def _status(run: _Run, found: InteriorPoint, tol: float, n_violators: int) -> Status | None:
-    if run.gap() <= run.limits.tol:
-        return Status.CONVERGED
-    if time.perf_counter() - run.started > run.limits.max_seconds:
-        return Status.MAX_SECONDS
-    if len(run.trace) >= min(_MOST_ROUNDS, run.limits.max_steps):
-        return Status.MAX_ROUNDS
+    ended = run.limits.status(run.gap(), time.perf_counter() - run.started, len(run.trace))
+    if ended is not None or len(run.trace) >= _MOST_ROUNDS:
+        return ended or Status.MAX_ROUNDS
     finest = tol <= 0.5 * run.limits.tol
     return Status.STALLED if finest and n_violators == 0 else None
 

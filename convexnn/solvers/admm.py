@@ -1,0 +1,283 @@
+"""ADMM with an exact, closed-form step, for every loss, penalty and program.
+
+min over U, b of L(c) + weight_decay ||A|| + [B >= 0] with the copies A = U, B = G U and c = F U + b
+(the splitting of Bai, Gautam & Sojoudi 2022, with a copy for the loss). The step in U solves
+(I + g^2 G'G + d^2 F'F) U = right. (2D - I)^2 = I makes G'G the same matrix X'X for every pattern, and
+F (I + g^2 G'G)^-1 F' = K o (D D') elementwise, K = X (I + g^2 X'X)^-1 X'. So by Woodbury one matrix of
+the size of the samples is factorised, once, however many patterns there are; it does not depend on
+the step size rho, which adapts. For many samples conjugate gradients replace the factor.
+Everything else is dense products.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convexnn.duality import judge_program
+from convexnn.errors import InvalidInputError
+from convexnn.problem import Problem
+from convexnn.programs import AbstractProgram, ConvexPoint
+from convexnn.result import Status, TraceEntry
+from convexnn.solvers.answer import ProgramAnswer, ProgramLimits, Report, better
+
+_LARGEST_FACTOR = 2**32  # bytes; beyond it the samples' system is solved by conjugate gradients
+_CHECK = 25  # steps between two looks at the gap, at first
+_BALANCE = 25  # steps between two looks at the step size
+_BALANCE_UNTIL = 2000
+
+
+@dataclass(frozen=True)
+class ADMMOptions:
+    """Settings that rarely need a change."""
+
+    linear: str = "auto"  # "factor", "cg", or by size
+    relaxation: float = 1.6
+    balance: float = 10.0  # of the residuals, before the step size changes
+
+    def __post_init__(self) -> None:
+        if self.linear not in ("auto", "factor", "cg"):
+            raise InvalidInputError(f"linear={self.linear!r}; 'auto', 'factor' or 'cg' is expected.")
+
+
+@dataclass(frozen=True)
+class Copies:
+    """A point, or a multiplier, of the split variables."""
+
+    A: Float[Tensor, "S K P d"]
+    B: Float[Tensor, "S K P m"]
+    c: Float[Tensor, "n K"]
+
+    def plus(self, scale: float, other: "Copies") -> "Copies":
+        """This plus a multiple of the other."""
+        return Copies(self.A + scale * other.A, self.B + scale * other.B, self.c + scale * other.c)
+
+    def norm(self, weights: tuple[float, float]) -> float:
+        """With the weights of the second and third block."""
+        parts = (self.A, weights[0] * self.B, weights[1] * self.c)
+        return math.sqrt(sum(float(part.double().norm()) ** 2 for part in parts))
+
+
+@dataclass(frozen=True)
+class ADMMState:
+    """Changes in every step; the multipliers are scaled by rho."""
+
+    U: Float[Tensor, "S K P d"]
+    b: Float[Tensor, " K"]
+    copies: Copies
+    multipliers: Copies
+    rho: float
+    q: Float[Tensor, "n K"]  # last solution of the samples' system, where conjugate gradients start
+    n_steps: int
+
+
+@dataclass(frozen=True)
+class ADMM:
+    """What stays the same in every step: data, weights of the copies, factors."""
+
+    program: AbstractProgram
+    cone_weight: float  # g
+    fit_weight: float  # d
+    inverse: Float[Tensor, "d d"]  # (I + g^2 X'X)^-1
+    factor: Float[Tensor, "n n"] | None
+    diagonal: Float[Tensor, " n"] | None  # of the samples' system, for conjugate gradients
+    options: ADMMOptions
+
+    @classmethod
+    def of(cls, program: AbstractProgram, rho: float, options: ADMMOptions) -> "ADMM":
+        """Choose the weights of the copies and factorise."""
+        X, problem = program.problem.X, program.problem
+        g = 0.0 if program.cone is None else 1.0 / float(X.norm(dim=1).mean().clamp(min=1e-30))
+        curvature = min(problem.loss.largest_curvature, 1.0)
+        fit = math.sqrt(curvature / len(X) / rho)
+        eye = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
+        inverse = torch.linalg.inv(eye + g * g * (X.T @ X))
+        small = X.element_size() * len(X) ** 2 <= _LARGEST_FACTOR
+        dense = options.linear == "factor" or (options.linear == "auto" and small)
+        bare = cls(program, g, fit, inverse, None, None, options)
+        return replace(bare, factor=bare._factor()) if dense else replace(bare, diagonal=bare._diagonal())
+
+    def _factor(self) -> Tensor:
+        X, signs = self.program.problem.X, len(self.program.signs)
+        T = signs * self.program.gated.gram(X @ self.inverse @ X.T)
+        if self.program.problem.output_bias:
+            T = T - T.mean(0)
+            T = T - T.mean(1, keepdim=True)
+        T.diagonal().add_(1.0 / self.fit_weight**2)
+        return torch.linalg.cholesky(T)
+
+    def _diagonal(self) -> Tensor:
+        X = self.program.problem.X
+        K = ((X @ self.inverse) * X).sum(1)
+        return 1.0 / self.fit_weight**2 + len(self.program.signs) * K * self.program.gated.mask.sum(0)
+
+    def init(self, start: ConvexPoint, rho: float) -> ADMMState:
+        """From a point, with multipliers of zero."""
+        program = self.program
+        B, c = self._maps(start.U, start.bias)
+        copies = Copies(start.U, B.clamp(min=0.0), c)
+        zero = Copies(torch.zeros_like(start.U), torch.zeros_like(B), torch.zeros_like(c))
+        return ADMMState(start.U, start.bias, copies, zero, rho, torch.zeros_like(program.problem.loss.targets), 0)
+
+    def _maps(self, U: Float[Tensor, "S K P d"], b: Float[Tensor, " K"]) -> tuple[Tensor, Tensor]:
+        """G U and F U + b from one product."""
+        program = self.program
+        Z = U @ program.problem.X.T
+        F = (program.gated.mask * (program.sign_column * Z).sum(0)).sum(-2).T + b
+        if program.cone is None:
+            return Z[..., :0], F
+        return program.cone.signs * (Z if Z.shape[-1] == program.cone.X.shape[0] else Z[..., program.live]), F
+
+    def step(self, at: ADMMState) -> ADMMState:
+        """One step."""
+        problem, options = self.program.problem, self.options
+        U, b, q = self._solve(at.copies.plus(-1.0, at.multipliers), at)
+        B, F = self._maps(U, b)
+        relaxed = Copies(*(_mix(options.relaxation, new, old) for new, old in zip((U, B, F), _parts(at.copies), strict=True)))
+        free = relaxed.plus(1.0, at.multipliers)
+        copies = Copies(
+            self.program.penalty.prox(free.A, problem.weight_decay / at.rho),
+            free.B.clamp(min=0.0),
+            problem.loss.prox(free.c, 1.0 / (at.rho * self.fit_weight**2)),
+        )
+        new = ADMMState(U, b, copies, free.plus(-1.0, copies), at.rho, q, at.n_steps + 1)
+        due = new.n_steps % _BALANCE == 0 and new.n_steps <= _BALANCE_UNTIL
+        return self._balanced(new, at, Copies(U, B, F)) if due else new
+
+    def _solve(self, target: Copies, at: ADMMState) -> tuple[Tensor, Tensor, Tensor]:
+        """The least-squares step: U and b nearest to the copies in the weighted norm."""
+        program, bias = self.program, self.program.problem.output_bias
+        c = target.c - target.c.mean(0) if bias else target.c
+        right = target.A + self.fit_weight**2 * program.sign_column * program.gated.adjoint(c.T)
+        if program.cone is not None:
+            right = right + self.cone_weight**2 * program.cone.adjoint(target.B)
+        W = right @ self.inverse
+        F = program.gated.forward((program.sign_column * W).sum(0)).T
+        q = self._samples(F - F.mean(0) if bias else F, at)
+        W = W - (program.sign_column * program.gated.adjoint(q.T)) @ self.inverse
+        if not bias:
+            return W, at.b, q
+        F = program.gated.forward((program.sign_column * W).sum(0)).T
+        return W, (target.c - F).mean(0), q
+
+    def _samples(self, right: Float[Tensor, "n K"], at: ADMMState) -> Float[Tensor, "n K"]:
+        """(I / d^2 + F (I + g^2 G'G)^-1 F')^-1 right, on centred vectors where there is a bias."""
+        if self.factor is not None:
+            q = torch.cholesky_solve(right, self.factor)
+            return q - q.mean(0) if self.program.problem.output_bias else q
+        accuracy = max(1e-3 / (1 + at.n_steps) ** 1.1, 20 * torch.finfo(right.dtype).eps)
+        return _conjugate_gradients(self._apply_samples, right, at.q, self.diagonal, accuracy)
+
+    def _apply_samples(self, q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        program, bias = self.program, self.program.problem.output_bias
+        F = program.gated.forward(program.gated.adjoint(q.T) @ self.inverse).T * len(program.signs)
+        return q / self.fit_weight**2 + (F - F.mean(0) if bias else F)
+
+    def _balanced(self, new: ADMMState, old: ADMMState, image: Copies) -> ADMMState:
+        """Scale rho where the residuals of the copies and of the multipliers are far apart."""
+        weights = (self.cone_weight, self.fit_weight)
+        primal = image.plus(-1.0, new.copies).norm(weights)
+        dual = new.copies.plus(-1.0, old.copies).norm(weights)
+        size = max(image.norm(weights), new.copies.norm(weights), 1e-30)
+        dual_size = max(new.multipliers.norm(weights), 1e-30)
+        ratio = math.sqrt(max(primal / size, 1e-12) / max(dual / dual_size, 1e-12))
+        ratio = min(max(ratio, 0.2), 5.0)
+        if 1 / 1.5 < ratio < 1.5:
+            return new
+        lam = new.multipliers
+        scaled = Copies(lam.A / ratio, lam.B / ratio, lam.c / ratio)
+        return replace(new, multipliers=scaled, rho=new.rho * ratio)
+
+    def point(self, at: ADMMState) -> ConvexPoint:
+        """The sparse copy."""
+        return ConvexPoint(at.copies.A, at.b)
+
+    def dual(self, at: ADMMState) -> tuple[Tensor, Tensor]:
+        """V in the domain of the dual, and cone multipliers."""
+        V = -at.rho * self.fit_weight**2 * at.multipliers.c
+        return V, -at.rho * self.cone_weight**2 * at.multipliers.B
+
+
+def _parts(copies: Copies) -> tuple[Tensor, Tensor, Tensor]:
+    return copies.A, copies.B, copies.c
+
+
+def _mix(relaxation: float, new: Tensor, old: Tensor) -> Tensor:
+    return relaxation * new + (1 - relaxation) * old
+
+
+def _conjugate_gradients(apply, right: Tensor, start: Tensor, diagonal: Tensor | None, accuracy: float) -> Tensor:  # type: ignore[no-untyped-def]
+    q = start
+    r = right - apply(q)
+    assert diagonal is not None
+    y = r / diagonal[:, None]
+    p, product = y, (r * y).sum(0)
+    limit = accuracy * right.norm(dim=0)
+    for _ in range(200):
+        if bool((r.norm(dim=0) <= limit).all()):
+            break
+        Ap = apply(p)
+        a = product / (p * Ap).sum(0).clamp(min=torch.finfo(r.dtype).tiny)
+        q, r = q + a * p, r - a * Ap
+        y = r / diagonal[:, None]
+        new = (r * y).sum(0)
+        p, product = y + new / product.clamp(min=torch.finfo(r.dtype).tiny) * p, new
+    return q
+
+
+def solve_admm(
+    program: AbstractProgram,
+    limits: ProgramLimits = ProgramLimits(),
+    *,
+    start: ConvexPoint | None = None,
+    dtype: torch.dtype = torch.float64,
+    options: ADMMOptions = ADMMOptions(),
+    report: Report | None = None,
+) -> ProgramAnswer:
+    """Run until the gap of the program, judged in float64 at a feasible point, is at most ``limits.tol``."""
+    started = time.perf_counter()
+    working = program.to(dtype)
+    rho = first_rho(program.problem, len(program.patterns))
+    solver = ADMM.of(working, rho, options)
+    state = solver.init((program.zero() if start is None else start).to(dtype), rho)
+    best, trace, status, due = None, [], None, _CHECK
+    while status is None:
+        state = solver.step(state)
+        if state.n_steps < min(due, limits.max_steps) and time.perf_counter() - started < limits.max_seconds:
+            continue
+        due = state.n_steps + max(_CHECK, state.n_steps // 8)
+        new = _judged(program, solver, state)
+        best = new if best is None else better(best, new)
+        entry = TraceEntry(
+            time.perf_counter() - started, best.judgement.objective, best.judgement.dual.bound, _active(state)
+        )
+        trace.append(entry)
+        if report is not None:
+            report(entry)
+        status = limits.status(best.judgement.gap(program.problem.floor()), entry.seconds, state.n_steps)
+    assert best is not None
+    return replace(best, status=status, n_steps=state.n_steps, trace=tuple(trace))
+
+
+def first_rho(problem: Problem, n_patterns: int) -> float:
+    """Weight decay over the norm of a typical block."""
+    scale = float(problem.X.norm()) / math.sqrt(problem.n_inputs)
+    V = problem.loss.negative_gradient(problem.constant().expand_as(problem.loss.targets))
+    reach = float(V.norm() / problem.loss.weights.norm()) * math.sqrt(len(problem.X)) / max(scale, 1e-150)
+    return problem.weight_decay * math.sqrt(n_patterns) / max(reach, 1e-150)
+
+
+def _judged(program: AbstractProgram, solver: ADMM, state: ADMMState) -> ProgramAnswer:
+    point, (V, multipliers) = solver.point(state).to(torch.float64), solver.dual(state)
+    held = multipliers.double().clamp(min=0.0) if program.cone is not None else None
+    judged = judge_program(program, point, V.double(), held)
+    return ProgramAnswer(judged, V.double(), held, Status.STALLED, state.n_steps)
+
+
+def _active(state: ADMMState) -> int:
+    return int((state.copies.A.norm(dim=-1) > 0).sum())
+
+
