@@ -27,3 +27,7 @@ class DeviceError(ConvexNNError, RuntimeError):
 
 class ScalingWarning(UserWarning):
     """Columns of the data differ in scale by so much that the search for neurons can miss some."""
+
+
+class SolverWarning(UserWarning):
+    """A solver that was asked for cannot be used, and another one takes its place."""

@@ -11,6 +11,7 @@ Everything else is dense products.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +29,8 @@ _LARGEST_FACTOR = 2**32  # bytes; beyond it the samples' system is solved by con
 _CHECK = 25  # steps between two looks at the gap, at first
 _BALANCE = 25  # steps between two looks at the step size
 _BALANCE_UNTIL = 2000
+_CG_STEPS = 200
+_CG_ACCURACY = 1e-8  # relative; looser solves cost more steps than they save
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class ADMM:
     def of(cls, program: AbstractProgram, rho: float, options: ADMMOptions) -> "ADMM":
         """Choose the weights of the copies and factorise."""
         X, problem = program.problem.X, program.problem
-        g = 0.0 if program.cone is None else 1.0 / float(X.norm(dim=1).mean().clamp(min=1e-30))
+        g = 0.0 if program.cone is None else 3.0 / float(X.norm(dim=1).mean().clamp(min=1e-30))
         curvature = min(problem.loss.largest_curvature, 1.0)
         fit = math.sqrt(curvature / len(X) / rho)
         eye = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
@@ -168,7 +171,7 @@ class ADMM:
         if self.factor is not None:
             q = torch.cholesky_solve(right, self.factor)
             return q - q.mean(0) if self.program.problem.output_bias else q
-        accuracy = max(1e-3 / (1 + at.n_steps) ** 1.1, 20 * torch.finfo(right.dtype).eps)
+        accuracy = max(_CG_ACCURACY, 20 * torch.finfo(right.dtype).eps)
         return _conjugate_gradients(self._apply_samples, right, at.q, self.diagonal, accuracy)
 
     def _apply_samples(self, q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
@@ -209,22 +212,25 @@ def _mix(relaxation: float, new: Tensor, old: Tensor) -> Tensor:
     return relaxation * new + (1 - relaxation) * old
 
 
-def _conjugate_gradients(apply, right: Tensor, start: Tensor, diagonal: Tensor | None, accuracy: float) -> Tensor:  # type: ignore[no-untyped-def]
-    q = start
-    r = right - apply(q)
+def _conjugate_gradients(
+    apply: Callable[[Tensor], Tensor], right: Tensor, start: Tensor, diagonal: Tensor | None, accuracy: float
+) -> Tensor:
+    """Jacobi-preconditioned, each column on its own; a column that has converged stays as it is."""
     assert diagonal is not None
+    q, r = start, right - apply(start)
     y = r / diagonal[:, None]
     p, product = y, (r * y).sum(0)
     limit = accuracy * right.norm(dim=0)
-    for _ in range(200):
-        if bool((r.norm(dim=0) <= limit).all()):
+    for _ in range(_CG_STEPS):
+        going = r.norm(dim=0) > limit
+        if not bool(going.any()):
             break
         Ap = apply(p)
-        a = product / (p * Ap).sum(0).clamp(min=torch.finfo(r.dtype).tiny)
+        a = torch.where(going, product / (p * Ap).sum(0), 0.0).nan_to_num(0.0, 0.0, 0.0)
         q, r = q + a * p, r - a * Ap
         y = r / diagonal[:, None]
         new = (r * y).sum(0)
-        p, product = y + new / product.clamp(min=torch.finfo(r.dtype).tiny) * p, new
+        p, product = y + torch.where(going, new / product, 0.0).nan_to_num(0.0, 0.0, 0.0) * p, new
     return q
 
 
@@ -258,6 +264,8 @@ def solve_admm(
         if report is not None:
             report(entry)
         status = limits.status(best.judgement.gap(program.problem.floor()), entry.seconds, state.n_steps)
+        if not bool(torch.isfinite(state.copies.A).all()):
+            status = Status.NON_FINITE
     assert best is not None
     return replace(best, status=status, n_steps=state.n_steps, trace=tuple(trace))
 
