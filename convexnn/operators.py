@@ -48,9 +48,7 @@ class ConeMap:
         """X'(2D_p - I) l_p."""
         return (self.signs * L) @ self.X
 
-    def repaired(
-        self, U: Float[Tensor, "*lead P d"], gates: Float[Tensor, "P d"]
-    ) -> Float[Tensor, "*lead P d"]:
+    def repaired(self, U: Float[Tensor, "*lead P d"], gates: Float[Tensor, "P d"]) -> Float[Tensor, "*lead P d"]:
         """The nearest points u_p + t g_p, t >= 0, inside the cones, for directions g_p inside them."""
         if self.X.shape[0] == 0:
             return U

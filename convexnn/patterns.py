@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def pattern_count(n: int, rank: int) -> int:
     return 2 * sum(math.comb(n - 1, k) for k in range(min(rank, n)))
 
 
-def sample_patterns(X: Float[Tensor, "n d"], count: int, generator: torch.Generator) -> Patterns:
+def sample_patterns(X: Float[Tensor, "n d"], count: Any, generator: torch.Generator) -> Patterns:
     """Distinct patterns of Gaussian directions, at most ``count``.
 
     Directions are drawn until there are ``count`` distinct patterns or 100 times as many directions
@@ -98,7 +99,7 @@ def sample_patterns(X: Float[Tensor, "n d"], count: int, generator: torch.Genera
     return Patterns(D, gates, drawn)
 
 
-def _check_count(X: Float[Tensor, "n d"], count: int) -> None:
+def _check_count(X: Float[Tensor, "n d"], count: Any) -> None:
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
         raise InvalidInputError(f"{count!r} patterns were asked for; an integer of at least 1 is expected.")
     if len(X) > _SMALL:

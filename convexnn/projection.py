@@ -119,7 +119,12 @@ def project(
     lower = None if h is None else h.reshape(-1, h.shape[-1])
     out = [
         _project_chunk(
-            ConeMap(cone.X, signs[part]), products, flat[part], middle[part], None if lower is None else lower[part], accuracy
+            ConeMap(cone.X, signs[part]),
+            products,
+            flat[part],
+            middle[part],
+            None if lower is None else lower[part],
+            accuracy,
         )
         for part in torch.arange(len(flat), device=C.device).split(_CHUNK)
     ]
@@ -133,7 +138,10 @@ def _project_chunk(
     shift = 0.0 if h is None else h / size
     at = _start(cone, C / size, centre)
     for _ in range(_STEPS):
-        if float((at.s * at.l).sum(-1).max()) < accuracy and float((cone.forward(at.u) - shift - at.s).abs().max()) < accuracy:
+        if (
+            float((at.s * at.l).sum(-1).max()) < accuracy
+            and float((cone.forward(at.u) - shift - at.s).abs().max()) < accuracy
+        ):
             break
         new = _step(cone, products, C / size, shift, at)
         if not bool(torch.isfinite(new.u).all()):
@@ -199,5 +207,3 @@ def _bounds(
     u = at.u + short[:, None] * centre
     below = ((C * u).sum(-1) / u.norm(dim=-1).clamp(min=1e-300)).clamp(min=0.0)
     return above < known, above, below
-
-

@@ -3,7 +3,7 @@
 import abc
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -119,7 +119,7 @@ class AbstractProgram(abc.ABC):
     def network(self, point: ConvexPoint) -> Neurons:
         """A ReLU network with the outputs of a feasible point on the data."""
 
-    def to(self, target: torch.device | torch.dtype) -> Self:
+    def to(self, target: torch.device | torch.dtype) -> "AbstractProgram":
         """The same program on another device or in another precision."""
         return replace(self, problem=self.problem.to(target), patterns=self.patterns.to(target))
 

@@ -1,6 +1,5 @@
 """Cone decomposition: a gated block as the difference of two blocks in the cone of its pattern."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 

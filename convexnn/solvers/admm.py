@@ -27,8 +27,8 @@ from convexnn.solvers.answer import ProgramAnswer, ProgramLimits, Report, better
 
 _LARGEST_FACTOR = 2**32  # bytes; beyond it the samples' system is solved by conjugate gradients
 _CHECK = 25  # steps between two looks at the gap, at first
-_BALANCE = 25  # steps between two looks at the step size
-_BALANCE_UNTIL = 2000
+_BALANCE = 25  # steps between two looks at the step size, at first
+_SETTLING = 400  # steps after which that number doubles, and again each time the steps have doubled
 _CG_STEPS = 200
 _CG_ACCURACY = 1e-8  # relative; looser solves cost more steps than they save
 
@@ -39,7 +39,6 @@ class ADMMOptions:
 
     linear: str = "auto"  # "factor", "cg", or by size
     relaxation: float = 1.6
-    balance: float = 10.0  # of the residuals, before the step size changes
 
     def __post_init__(self) -> None:
         if self.linear not in ("auto", "factor", "cg"):
@@ -139,7 +138,9 @@ class ADMM:
         problem, options = self.program.problem, self.options
         U, b, q = self._solve(at.copies.plus(-1.0, at.multipliers), at)
         B, F = self._maps(U, b)
-        relaxed = Copies(*(_mix(options.relaxation, new, old) for new, old in zip((U, B, F), _parts(at.copies), strict=True)))
+        relaxed = Copies(
+            *(_mix(options.relaxation, new, old) for new, old in zip((U, B, F), _parts(at.copies), strict=True))
+        )
         free = relaxed.plus(1.0, at.multipliers)
         copies = Copies(
             self.program.penalty.prox(free.A, problem.weight_decay / at.rho),
@@ -147,8 +148,8 @@ class ADMM:
             problem.loss.prox(free.c, 1.0 / (at.rho * self.fit_weight**2)),
         )
         new = ADMMState(U, b, copies, free.plus(-1.0, copies), at.rho, q, at.n_steps + 1)
-        due = new.n_steps % _BALANCE == 0 and new.n_steps <= _BALANCE_UNTIL
-        return self._balanced(new, at, Copies(U, B, F)) if due else new
+        interval = _BALANCE * 2 ** max(0, int(math.log2(new.n_steps / _SETTLING)))
+        return self._balanced(new, at, Copies(U, B, F)) if new.n_steps % interval == 0 else new
 
     def _solve(self, target: Copies, at: ADMMState) -> tuple[Tensor, Tensor, Tensor]:
         """The least-squares step: U and b nearest to the copies in the weighted norm."""
@@ -172,11 +173,13 @@ class ADMM:
             q = torch.cholesky_solve(right, self.factor)
             return q - q.mean(0) if self.program.problem.output_bias else q
         accuracy = max(_CG_ACCURACY, 20 * torch.finfo(right.dtype).eps)
-        return _conjugate_gradients(self._apply_samples, right, at.q, self.diagonal, accuracy)
+        q = _conjugate_gradients(self._apply_samples, right, at.q, self.diagonal, accuracy)
+        return q - q.mean(0) if self.program.problem.output_bias else q
 
     def _apply_samples(self, q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         program, bias = self.program, self.program.problem.output_bias
-        F = program.gated.forward(program.gated.adjoint(q.T) @ self.inverse).T * len(program.signs)
+        centred = q - q.mean(0) if bias else q
+        F = program.gated.forward(program.gated.adjoint(centred.T) @ self.inverse).T * len(program.signs)
         return q / self.fit_weight**2 + (F - F.mean(0) if bias else F)
 
     def _balanced(self, new: ADMMState, old: ADMMState, image: Copies) -> ADMMState:
@@ -236,7 +239,7 @@ def _conjugate_gradients(
 
 def solve_admm(
     program: AbstractProgram,
-    limits: ProgramLimits = ProgramLimits(),
+    limits: ProgramLimits,
     *,
     start: ConvexPoint | None = None,
     dtype: torch.dtype = torch.float64,
@@ -287,5 +290,3 @@ def _judged(program: AbstractProgram, solver: ADMM, state: ADMMState) -> Program
 
 def _active(state: ADMMState) -> int:
     return int((state.copies.A.norm(dim=-1) > 0).sum())
-
-

@@ -29,7 +29,7 @@ class _Momentum:
 
 def solve_fista(
     program: AbstractProgram,
-    limits: ProgramLimits = ProgramLimits(),
+    limits: ProgramLimits,
     *,
     start: ConvexPoint | None = None,
     report: Report | None = None,
@@ -148,5 +148,3 @@ def _lipschitz(program: AbstractProgram, steps: int = 30) -> float:
 
 def _active(point: ConvexPoint) -> int:
     return int((point.U.norm(dim=-1) > 0).sum())
-
-

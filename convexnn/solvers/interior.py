@@ -9,7 +9,7 @@ squared one enter through their Hessian at the current outputs.
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -48,21 +48,24 @@ class Iterate:
     b: Float[Tensor, " K"]
 
     def blocks(self, like: tuple[int, int]) -> Float[Tensor, "B d"]:
+        """u of every block."""
         return self.x[:, 1:].reshape(like)
 
     def complementarity(self) -> float:
+        """The mean of the products that go to zero."""
         total = (self.x * self.z).sum() + (self.s * self.l).sum() + self.kink.products().sum()
         return float(total) / (len(self.x) + self.s.numel() + self.kink.p.numel())
 
     def moved(self, step: float, by: "Iterate") -> "Iterate":
+        """After a step."""
         kink = Kink(self.kink.p + step * by.kink.p, self.kink.q + step * by.kink.q)
         x, z, s, l = (  # noqa: E741
-            mine + step * move
-            for mine, move in ((self.x, by.x), (self.z, by.z), (self.s, by.s), (self.l, by.l))
+            mine + step * move for mine, move in ((self.x, by.x), (self.z, by.z), (self.s, by.s), (self.l, by.l))
         )
         return Iterate(x, z, s, l, kink, self.b + step * by.b)
 
     def interior(self) -> bool:
+        """Whether everything is finite and the pairs are positive."""
         parts = (self.x, self.z, self.s, self.l, self.kink.p, self.kink.q, self.b)
         positive = all(bool((part > 0).all()) for part in (self.s, self.l, self.kink.p, self.kink.q))
         return positive and all(bool(torch.isfinite(part).all()) for part in parts)

@@ -248,5 +248,3 @@ def _solve_small(B: Tensor, right: Tensor) -> Tensor:
     """Softmax has no curvature along a shift of all outputs: a ridge keeps that direction still."""
     ridge = 1e-12 * torch.trace(B) + torch.finfo(B.dtype).tiny
     return torch.linalg.solve(B + ridge * torch.eye(len(B), dtype=B.dtype, device=B.device), right)
-
-

@@ -19,9 +19,7 @@ from convexnn.solvers.answer import ProgramAnswer, ProgramLimits
 BACKENDS = ("clarabel", "scs", "mosek")
 
 
-def solve_reference(
-    program: AbstractProgram, limits: ProgramLimits = ProgramLimits(), *, backend: str = "clarabel"
-) -> ProgramAnswer:
+def solve_reference(program: AbstractProgram, limits: ProgramLimits, *, backend: str = "clarabel") -> ProgramAnswer:
     """Model the program in cvxpy, solve it, and judge the point and the multipliers that come back.
 
     MOSEK without a licence raises ``mosek.Error``: Clarabel takes over, with a :class:`SolverWarning`.
@@ -68,7 +66,7 @@ def _model(program: AbstractProgram) -> tuple[cp.Problem, list[list[cp.Variable]
                 live = program.live.numpy()
                 cones.append(cp.multiply(program.cone.signs.T.numpy(), Z[live]) >= 0)
         columns.append(cp.reshape(column, (len(X), 1), order="C"))
-    tie = F == (cp.hstack(columns) if K > 1 else columns[0])
+    tie = (cp.hstack(columns) if K > 1 else columns[0]) == F
     objective = cp.Minimize(_loss(loss, F) + program.problem.weight_decay * mass)
     return cp.Problem(objective, [tie, *cones]), blocks, bias, tie, cones
 

@@ -58,7 +58,7 @@ class _Run:
 def solve_scp(
     problem: Problem,
     U: Float[Tensor, "N d"],
-    limits: ProgramLimits = ProgramLimits(),
+    limits: ProgramLimits,
     *,
     report: Callable[[TraceEntry], None] | None = None,
 ) -> SCPAnswer:
@@ -73,7 +73,12 @@ def solve_scp(
         if report is not None:
             report(trace[-1])
         status = limits.status(run.gap(), seconds, len(trace))
-        if status is None and len(trace) > 8 and trace[-8].objective == run.objective and trace[-8].bound == _bound(run):
+        if (
+            status is None
+            and len(trace) > 8
+            and trace[-8].objective == run.objective
+            and trace[-8].bound == _bound(run)
+        ):
             status = Status.STALLED
         if status is not None:
             break

@@ -48,7 +48,7 @@ class _Run:
 
 def solve_working_set(
     program: AbstractProgram,
-    limits: ProgramLimits = ProgramLimits(),
+    limits: ProgramLimits,
     *,
     start: ConvexPoint | None = None,
     report: Report | None = None,
@@ -69,9 +69,7 @@ def solve_working_set(
         if len(violators) < 10 or tol > 1e-2:
             tol = max(tol * (_WITH if len(violators) else _WITHOUT), 0.5 * limits.tol)
     assert run.best is not None
-    return ProgramAnswer(
-        run.best.judgement, run.best.V, run.best.multipliers, status, len(run.trace), tuple(run.trace)
-    )
+    return ProgramAnswer(run.best.judgement, run.best.V, run.best.multipliers, status, len(run.trace), tuple(run.trace))
 
 
 def _first_blocks(program: AbstractProgram, start: ConvexPoint | None) -> tuple[Tensor, Tensor, Tensor]:

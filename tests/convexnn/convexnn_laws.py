@@ -37,6 +37,29 @@ def quadratic_form_is_the_hessian(loss: AbstractLoss, seed: int) -> None:
     assert float(form.max()) <= float((loss.weights.max() * (A**2).sum(1)).max()) * loss.largest_curvature * (1 + 1e-9)
 
 
+def root_is_the_root_of_the_hessian(loss: AbstractLoss, seed: int) -> None:
+    F, dF = normal(*loss.targets.shape, seed=seed), normal(*loss.targets.shape, seed=seed + 1)
+    curvature = loss.curvature(F)
+    root = loss.curvature_root(curvature)
+    full = torch.diag_embed(root) if root.ndim == 2 else root
+    image = torch.einsum("nij,nkj,nk->ni", full, full, dF)
+    torch.testing.assert_close(image, loss.hessian_product(curvature, dF), rtol=1e-9, atol=1e-14)
+
+
+def prox_minimises(loss: AbstractLoss, step: float, seed: int) -> None:
+    """No other point has a smaller step * L(F) + ||F - Z||^2 / 2, near or far."""
+    Z = 3 * normal(*loss.targets.shape, seed=seed)
+    F = loss.prox(Z, step)
+
+    def value(G: Tensor) -> float:
+        return float(step * loss.value(G) + 0.5 * ((G - Z) ** 2).sum())
+
+    for k in range(20):
+        for size in (1e-4, 1e-2, 1.0):
+            other = F + size * normal(*F.shape, seed=seed + k)
+            assert value(F) <= value(other) + 1e-12 * max(1.0, value(F))
+
+
 def is_convex(loss: AbstractLoss, seed: int) -> None:
     for k in range(10):
         F, G = (3 * normal(*loss.targets.shape, seed=seed + 2 * k + i) for i in (0, 1))

@@ -39,6 +39,15 @@ def test_derivatives(name, kind, weighted):
             laws.gradient_is_the_derivative(loss, seed)
             laws.hessian_product_is_the_derivative(loss, seed)
             laws.quadratic_form_is_the_hessian(loss, seed)
+            laws.root_is_the_root_of_the_hessian(loss, seed)
+
+
+@every_loss
+@pytest.mark.parametrize("step", [1e-3, 1.0, 100.0])
+def test_prox(name, kind, weighted, step):
+    loss = loss_of(name, kind, bool(weighted))
+    for seed in range(3):
+        laws.prox_minimises(loss, step, seed)
 
 
 def test_gradient_of_the_hinge_away_from_its_kink():

@@ -1,0 +1,267 @@
+"""Every solver of the convex programs finds the optimum that cvxpy finds, with a bound that meets it."""
+
+import time
+from dataclasses import replace
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from convexnn_cases import TARGETS, cvxpy_loss, normal, problem_of, seeded
+from convexnn_references import activation_patterns, clarabel
+
+from convexnn.duality import judge_program
+from convexnn.errors import InvalidInputError, MissingDependencyError
+from convexnn.losses import LOSSES
+from convexnn.patterns import enumerate_patterns, sample_patterns
+from convexnn.penalties import PENALTIES
+from convexnn.problem import Problem
+from convexnn.programs import PROGRAMS, ConvexPoint, GatedProgram, ReLUProgram
+from convexnn.result import Status
+from convexnn.solvers.admm import ADMM, ADMMOptions, first_rho, solve_admm
+from convexnn.solvers.answer import ProgramLimits
+from convexnn.solvers.fista import solve_fista
+from convexnn.solvers.interior import InteriorOptions, solve_blocks
+from convexnn.solvers.reference import solve_reference
+from convexnn.solvers.scp import sample_sphere, solve_scp
+from convexnn.solvers.working_set import solve_working_set
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+SOLVERS = {
+    "interior": (lambda program: solve_working_set(program, ProgramLimits(1e-7)), 1e-7),
+    "admm": (lambda program: solve_admm(program, ProgramLimits(1e-3, max_steps=5_000)), 1e-3),
+    "reference": (lambda program: solve_reference(program, ProgramLimits(1e-6)), 1e-4),
+}
+CASES = [(kind, loss, k) for kind in PROGRAMS for loss in LOSSES for k in range(len(TARGETS[loss]))]
+
+
+def program_of(kind, loss, target=0, *, penalty="group", bias=True, seed=0, n=14, d=3, P=7, wd=0.03):
+    problem = problem_of(loss, n, d, wd, kind=target, output_bias=bias, seed=seed)
+    return PROGRAMS[kind](problem, sample_patterns(problem.X, P, seeded(seed)), PENALTIES[penalty]())
+
+
+def optimum(program):
+    """By cvxpy, block by block, without any of the project's operators."""
+    problem = program.problem
+    X, K = problem.X.numpy(), problem.loss.n_outputs
+    columns, mass, cones = [0] * K, 0, []
+    for pattern in program.patterns.D.double().numpy():
+        for sign in (1.0, -1.0)[: len(program.signs)]:
+            for k in range(K):
+                u = cp.Variable(X.shape[1])
+                columns[k] = columns[k] + sign * (pattern[:, None] * X) @ u
+                mass = mass + (cp.norm(u, 2) if program.penalty.name == "group" else cp.norm(u, 1))
+                if program.name == "relu":
+                    cones.append(((2 * pattern - 1)[:, None] * X) @ u >= 0)
+    F = cp.hstack([cp.reshape(column, (len(X), 1), order="C") for column in columns])
+    if problem.output_bias:
+        F = F + np.ones((len(X), 1)) @ cp.Variable((1, K))
+    return clarabel(cp.Problem(cp.Minimize(cvxpy_loss(problem.loss, F) + problem.weight_decay * mass), cones))
+
+
+def check(program, answer, tol, expected=None):
+    """The judgement is reproducible, the point feasible, and objective and bound are around the optimum."""
+    again = judge_program(program, answer.judgement.point, answer.V, answer.multipliers)
+    assert again.dual.bound == pytest.approx(answer.judgement.dual.bound, rel=1e-9)
+    assert program.objective(answer.judgement.point) == pytest.approx(answer.judgement.objective, rel=1e-12)
+    assert program.violation(answer.judgement.point) <= 1e-9
+    assert answer.judgement.dual.bound <= answer.judgement.objective + 1e-12
+    assert answer.judgement.gap(program.problem.floor()) <= tol
+    if expected is not None:
+        slack = 2e-6 * abs(expected)  # of cvxpy where there are exponential cones
+        assert answer.judgement.dual.bound - slack <= expected <= answer.judgement.objective + slack
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+@pytest.mark.parametrize(("kind", "loss", "target"), CASES)
+def test_solvers_agree_with_cvxpy(solver, kind, loss, target):
+    for seed in range(2):
+        program = program_of(kind, loss, target, bias=bool(seed), penalty="group" if seed else "l1", seed=seed)
+        solve, tol = SOLVERS[solver]
+        loose = solver == "admm" and loss == "hinge"  # no curvature anywhere: its tail is the slowest
+        check(program, solve(program), 2e-2 if loose else tol, optimum(program))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "loss", "target"), CASES)
+def test_admm_and_interior_point_equal_clarabel_on_thirty_instances(kind, loss, target):
+    for seed in range(30):
+        n, d = 8 + seed % 9, 2 + seed % 4
+        wd = (0.01, 0.03, 0.1)[seed % 3]
+        program = program_of(kind, loss, target, bias=bool(seed % 2), seed=seed, n=n, d=d, P=4 + seed % 5, wd=wd)
+        expected = optimum(program)
+        tol = 5e-3 if loss == "hinge" else 1e-4
+        check(program, solve_admm(program, ProgramLimits(tol, max_steps=60_000)), tol, expected)
+        check(program, solve_working_set(program, ProgramLimits(1e-7)), 1e-7, expected)
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"hinge"}))
+@pytest.mark.parametrize("bias", [False, True])
+def test_fista_reaches_the_gated_optimum(loss, bias):
+    program = program_of("gated", loss, bias=bias, n=30, P=80, d=4)
+    answer = solve_fista(program, ProgramLimits(1e-6))
+    check(program, answer, 1e-6, solve_working_set(program, ProgramLimits(1e-8)).judgement.objective)
+    assert answer.status is Status.CONVERGED
+
+
+def test_fista_refuses_cones_and_kinks():
+    with pytest.raises(InvalidInputError, match="gated"):
+        solve_fista(program_of("relu", "squared"), ProgramLimits())
+    with pytest.raises(InvalidInputError, match="kink"):
+        solve_fista(program_of("gated", "hinge"), ProgramLimits())
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_working_set_finds_the_optimum_of_many_patterns(loss):
+    """More blocks than the first working set holds: the priced bound is that of the program with all blocks."""
+    program = program_of("relu", loss, n=40, d=4, P=150, wd=3e-3, bias=False)
+    answer = solve_working_set(program, ProgramLimits(1e-7))
+    every = solve_blocks(program, torch.arange(300), InteriorOptions(1e-8))
+    check(program, answer, 1e-7, every.objective)
+    assert answer.trace[0].n_neurons < 300
+
+
+def test_start_is_in_the_first_working_set():
+    program = program_of("relu", "squared", n=40, d=4, P=150, wd=3e-3)
+    first = solve_working_set(program, ProgramLimits(1e-7))
+    again = solve_working_set(program, ProgramLimits(1e-7), start=first.judgement.point)
+    check(program, again, 1e-7, first.judgement.objective)
+
+
+@pytest.mark.parametrize("kind", list(PROGRAMS))
+@pytest.mark.parametrize("loss", list(LOSSES))
+@pytest.mark.parametrize("bias", [False, True])
+def test_conjugate_gradients_take_the_steps_of_the_factor(kind, loss, bias):
+    program = program_of(kind, loss, bias=bias)
+    rho = first_rho(program.problem, len(program.patterns))
+    states = []
+    for linear in ("factor", "cg"):
+        solver = ADMM.of(program, rho, ADMMOptions(linear=linear))
+        state = solver.init(program.zero(), rho)
+        for _ in range(40):
+            state = solver.step(state)
+        states.append(state)
+    torch.testing.assert_close(states[0].copies.A, states[1].copies.A, rtol=1e-4, atol=1e-6)
+    assert states[0].rho == pytest.approx(states[1].rho, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", list(PROGRAMS))
+@pytest.mark.parametrize("bias", [False, True])
+def test_admm_step_is_the_least_squares_solution(kind, bias):
+    """The step in U and b against a dense solve of its normal equations."""
+    program = program_of(kind, "squared", bias=bias)
+    solver = ADMM.of(program, 0.1, ADMMOptions())
+    state = solver.init(ConvexPoint(normal(*program.shape, seed=1), normal(1, seed=2) * bias), 0.1)
+    target = replace(state.copies, A=normal(*state.copies.A.shape, seed=3), c=normal(*state.copies.c.shape, seed=4))
+    U, b, _ = solver._solve(target, state)
+
+    def loss(U, b):
+        B, F = solver._maps(U, b)
+        fit = solver.fit_weight**2 * ((F - target.c) ** 2).sum()
+        return ((U - target.A) ** 2).sum() + solver.cone_weight**2 * ((B - target.B) ** 2).sum() + fit
+
+    with torch.enable_grad():
+        U, b = U.clone().requires_grad_(), b.clone().requires_grad_()
+        loss(U, b).backward()
+    assert float(U.grad.abs().max()) < 1e-10
+    assert not bias or float(b.grad.abs().max()) < 1e-10
+
+
+def test_single_precision_admm_is_judged_in_double():
+    program = program_of("relu", "squared", n=30, d=4, P=20)
+    answer = solve_admm(program, ProgramLimits(1e-3, max_steps=5000), dtype=torch.float32)
+    check(program, answer, 1e-3, solve_working_set(program, ProgramLimits(1e-8)).judgement.objective)
+    assert answer.judgement.point.U.dtype is torch.float64
+
+
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_weight_decay_above_the_null_level_gives_zero(loss):
+    program = program_of("relu", loss, wd=10.0)
+    answer = solve_working_set(program, ProgramLimits(1e-7))
+    constant = program.objective(program.zero())
+    assert answer.judgement.objective == pytest.approx(constant, rel=1e-6)
+    check(program, answer, 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (8, 3), (5, 1), (2, 2)])
+def test_small_and_square_data(shape):
+    n, d = shape
+    program = program_of("relu", "squared", n=n, d=d, P=2, bias=False)
+    check(program, solve_working_set(program, ProgramLimits(1e-7)), 1e-7, optimum(program))
+
+
+def test_limits_are_respected():
+    program = program_of("relu", "squared", n=60, d=6, P=60, wd=1e-4)
+    answer = solve_admm(program, ProgramLimits(1e-12, max_steps=30))
+    assert answer.status is Status.MAX_ROUNDS
+    assert answer.n_steps == 30
+    started = time.perf_counter()
+    answer = solve_admm(program, ProgramLimits(1e-14, max_seconds=0.2))
+    assert answer.status is Status.MAX_SECONDS
+    assert time.perf_counter() - started < 3
+
+
+@pytest.mark.parametrize(("loss", "target"), [(name, k) for name in LOSSES for k in range(len(TARGETS[name]))])
+@pytest.mark.parametrize("bias", [False, True])
+def test_scp_agrees_with_cvxpy(loss, target, bias):
+    problem = problem_of(loss, 20, 3, 0.03, kind=target, output_bias=bias)
+    U = sample_sphere(3, 40, seeded(0))
+    answer = solve_scp(problem, U, ProgramLimits(1e-5, max_steps=200))
+    features, K = np.maximum(problem.X.numpy() @ U.numpy().T, 0), problem.loss.n_outputs
+    A, b = cp.Variable((40, K)), cp.Variable((1, K))
+    F = features @ A + (np.ones((20, 1)) @ b if bias else 0)
+    expected = clarabel(cp.Problem(cp.Minimize(cvxpy_loss(problem.loss, F) + 0.03 * cp.sum(cp.norm(A, 2, axis=1)))))
+    assert answer.dual.bound - 2e-6 <= expected <= answer.objective + 2e-6
+    assert answer.objective - answer.dual.bound <= 1e-4 * answer.objective
+    assert problem.objective(answer.neurons) == pytest.approx(answer.objective, rel=1e-9)
+
+
+def test_all_patterns_give_the_optimum_over_all_networks():
+    X = normal(9, 2, seed=3)
+    problem = replace(problem_of("squared", 9, 2, 0.02, output_bias=False), X=X)
+    patterns = enumerate_patterns(X)
+    assert len(patterns) == len(activation_patterns(X.numpy()))
+    answer = solve_working_set(ReLUProgram(problem, patterns), ProgramLimits(1e-8))
+    from convexnn_references import exact_optimum
+
+    assert answer.judgement.objective == pytest.approx(exact_optimum(problem), rel=1e-6)
+
+
+def test_unknown_and_absent_backends(monkeypatch):
+    program = program_of("relu", "squared")
+    with pytest.raises(InvalidInputError, match="clarabel"):
+        solve_reference(program, ProgramLimits(), backend="gurobi")
+    monkeypatch.setitem(__import__("sys").modules, "mosek", None)
+    with pytest.raises(MissingDependencyError, match="mosek"):
+        solve_reference(program, ProgramLimits(), backend="mosek")
+
+
+def test_an_unlicensed_mosek_hands_over_to_clarabel(monkeypatch):
+    import sys
+    import types
+
+    module = types.ModuleType("mosek")
+    module.Error = type("Error", (Exception,), {})
+    monkeypatch.setitem(sys.modules, "mosek", module)
+    solve = cp.Problem.solve
+
+    def unlicensed(self, *args, **options):
+        if options.get("solver") == "MOSEK":
+            raise module.Error("no licence")
+        return solve(self, *args, **options)
+
+    monkeypatch.setattr(cp.Problem, "solve", unlicensed)
+    from convexnn.errors import SolverWarning
+
+    with pytest.warns(SolverWarning, match="Clarabel takes over"):
+        answer = solve_reference(program_of("relu", "squared"), ProgramLimits(), backend="mosek")
+    assert answer.judgement.gap() < 1e-5
+
+
+def test_gated_optimum_is_a_bound_of_the_relu_program():
+    problem: Problem = problem_of("squared", 20, 3, 0.02)
+    patterns = sample_patterns(problem.X, 10, seeded(0))
+    gated = solve_working_set(GatedProgram(problem, patterns), ProgramLimits(1e-8))
+    relu = solve_working_set(ReLUProgram(problem, patterns), ProgramLimits(1e-8))
+    assert gated.judgement.objective <= relu.judgement.objective * (1 + 1e-7)
