@@ -77,7 +77,8 @@ def _run(builder: Builder, call: Call, values: dict[str, Operand]) -> None:
     if missing:
         raise InvalidInputError(f"node {call.name!r} ({call.kind}) reads {missing[0]!r}, which no earlier node gives")
     try:
-        results = _result(builder, call, [values[name] for name in call.inputs])
+        with np.errstate(divide="raise", over="raise", invalid="raise"):
+            results = _result(builder, call, [values[name] for name in call.inputs])
     except CertifyError as error:
         raise type(error)(f"node {call.name!r} ({call.kind}): {error}") from error
     except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:

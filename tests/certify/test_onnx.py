@@ -225,6 +225,7 @@ OUTSIDE = ["../outside.bin", "/etc/passwd", "", "sub/../../outside.bin", "link.b
         (one("MatMul", FLAT, "x x").model(), certify.UnsupportedOp, "depend on the input"),
         (one("MatMul", FLAT, "x w", w=normal(5, 2)).model(), certify.InvalidInputError, r"'MatMul_0'.*last axis of 5"),
         (one("Reshape", FLAT, "x s", s=ints(7)).model(), certify.InvalidInputError, "malformed"),
+        (one("Div", FLAT, "x c", c=np.zeros(6, dtype=np.float32)).model(), certify.InvalidInputError, "divide by zero"),
         (one("Transpose", FLAT, perm=[0, 5]).model(), certify.InvalidInputError, "malformed"),
         (one("Conv", IMAGE, "x w", w=normal(3, 2, 9, 9)).model(), certify.InvalidInputError, "does not fit"),
         (
