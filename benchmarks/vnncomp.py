@@ -46,6 +46,7 @@ BENCHMARKS = (
     "verivital",
 )
 _DECIDED = ("sat", "unsat")
+_ANSWERS = (*_DECIDED, "unknown", "timed-out", "timeout")
 # Seconds that a process may take beyond its time limit before it is ended.
 _GRACE = 10.0
 
@@ -133,7 +134,9 @@ def run(command: Sequence[str], timeout: float) -> Run:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=timeout + _GRACE
         )
-        lines = done.stdout.split("\n") if done.returncode == 0 else ["error", *done.stderr.splitlines()[-1:]]
+        lines = done.stdout.split("\n")
+        if lines[0].strip() not in _ANSWERS:  # an exit status means different things to different tools
+            lines = ["error", *done.stderr.splitlines()[-1:]]
     except subprocess.TimeoutExpired:
         lines = ["killed"]
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
