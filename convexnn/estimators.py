@@ -33,6 +33,8 @@ class _ConvexReLU(BaseEstimator):
     loss: str
     weight_decay: float
     method: str
+    n_patterns: int
+    refine: bool
     hidden_bias: bool
     output_bias: bool
     tol: float
@@ -61,6 +63,8 @@ class _ConvexReLU(BaseEstimator):
             loss=loss,
             weight_decay=self.weight_decay,
             method=self.method,
+            n_patterns=self.n_patterns,
+            refine=self.refine,
             hidden_bias=self.hidden_bias,
             output_bias=self.output_bias,
             tol=self.tol,
@@ -70,7 +74,7 @@ class _ConvexReLU(BaseEstimator):
             random_state=self.random_state,
             progress=self.verbose,
         )
-        if self.result_.status not in (Status.CONVERGED, Status.NULL):
+        if self.result_.status not in (Status.CONVERGED, Status.SOLVED, Status.NULL):
             warnings.warn(
                 f"{self.result_.status.value} Its gap is {self.result_.gap:.1e}, above tol={self.tol:g}. Raise "
                 "max_seconds, tol or weight_decay, or scale the features and targets.",
@@ -99,6 +103,8 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
     Args:
         weight_decay: positive weight of the penalty, in the units of the loss.
         method: training method, see :func:`convexnn.train`.
+        n_patterns: random activation patterns of the methods that fix them.
+        refine: add patterns to those until nothing improves.
         hidden_bias: give each neuron a bias (penalised like its weights).
         output_bias: give each output a bias (not penalised).
         tol: relative gap at which training stops.
@@ -121,6 +127,8 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
         *,
         weight_decay: Any = 1e-3,
         method: Any = "global",
+        n_patterns: Any = 100,
+        refine: Any = False,
         hidden_bias: Any = True,
         output_bias: Any = True,
         tol: Any = 1e-4,
@@ -131,6 +139,8 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
     ) -> None:
         self.weight_decay = weight_decay
         self.method = method
+        self.n_patterns = n_patterns
+        self.refine = refine
         self.hidden_bias = hidden_bias
         self.output_bias = output_bias
         self.tol = tol
@@ -193,6 +203,8 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
             ``"softmax"`` or ``"squared"`` (one-hot targets) for more.
         weight_decay: positive weight of the penalty, in the units of the loss.
         method: training method, see :func:`convexnn.train`.
+        n_patterns: random activation patterns of the methods that fix them.
+        refine: add patterns to those until nothing improves.
         hidden_bias: give each neuron a bias (penalised like its weights).
         output_bias: give each output a bias (not penalised).
         tol: relative gap at which training stops.
@@ -219,6 +231,8 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
         loss: Any = "auto",
         weight_decay: Any = 1e-3,
         method: Any = "global",
+        n_patterns: Any = 100,
+        refine: Any = False,
         hidden_bias: Any = True,
         output_bias: Any = True,
         tol: Any = 1e-4,
@@ -230,6 +244,8 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
         self.loss = loss
         self.weight_decay = weight_decay
         self.method = method
+        self.n_patterns = n_patterns
+        self.refine = refine
         self.hidden_bias = hidden_bias
         self.output_bias = output_bias
         self.tol = tol

@@ -110,7 +110,7 @@ def project(
     accuracy: float = 1e-12,
 ) -> Float[Tensor, "*lead P d"]:
     """The nearest point of {G u >= h} to each block, for one cone each; ``centre`` holds directions inside them."""
-    if cone.X.shape[0] == 0:
+    if cone.X.shape[0] == 0 or C.numel() == 0:
         return C
     lead = C.shape[:-2]
     copies = int(torch.tensor(lead).prod()) if lead else 1

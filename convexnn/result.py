@@ -12,6 +12,7 @@ class Status(enum.Enum):
     """How a run ended; the value is the sentence a user reads."""
 
     CONVERGED = "The gap is at most tol, and fresh starts confirmed it."
+    SOLVED = "The gap of the program over these activation patterns is at most tol; bound_kind says what it covers."
     NULL = "No neuron was found that pays for its weights: the constant network is within tol of the bound."
     MAX_SECONDS = "The time limit was reached: this is the best network found, with its own gap."
     MAX_ROUNDS = "The round limit was reached: this is the best network found, with its own gap."
@@ -56,13 +57,46 @@ class OptimalityGap:
 
 
 @dataclass(frozen=True)
+class ProgramReport:
+    """The convex program over fixed activation patterns behind a network: its own objective, bound and gap.
+
+    The gap is about weights for these patterns. That other patterns would help is not excluded:
+    with confidence ``confidence`` one more random pattern improves the program's optimum with
+    probability at most ``improvement_probability``, which says nothing about how far the optimum
+    over all patterns is.
+    """
+
+    kind: str  # "relu", "gated" or "scp"
+    n_patterns: int
+    n_drawn: int  # directions drawn, those with a known pattern included
+    complete: bool  # every pattern that exists
+    objective: float  # of the convex program, at a feasible point
+    bound: float
+    gap: float  # relative
+    improvement_probability: float
+    confidence: float
+
+    def __str__(self) -> str:
+        what = "all" if self.complete else "sampled"
+        lines = (
+            f"program   {self.kind}, {self.n_patterns} {what} patterns, own gap {self.gap:.2e} at {self.objective:.8g}"
+        )
+        if self.complete:
+            return lines
+        return lines + (
+            f"\n          a further random pattern improves it with probability <= {self.improvement_probability:.2g}"
+            f" (confidence {self.confidence:.0%})"
+        )
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """A trained network and what is known about its optimality."""
 
     network: torch.nn.Sequential  # Linear(d, k), ReLU, Linear(k, K)
     objective: float  # J, recomputed from the network's weights
-    bound: float  # lower bound on J over all networks of any width
-    bound_kind: str  # "local-search": evidence, not proof
+    bound: float  # lower bound on J over the networks that bound_kind names
+    bound_kind: str  # "local-search", "all-patterns": networks of any width; "sampled-program": these patterns only
     gap: float  # relative, see relative_gap
     status: Status
     n_neurons: int
@@ -72,6 +106,7 @@ class TrainingResult:
     loss: str
     weight_decay: float
     trace: tuple[TraceEntry, ...] = field(repr=False, default=())
+    program: ProgramReport | None = None  # of the methods that fix activation patterns
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the network, as plain Python values (for JSON)."""
@@ -89,6 +124,7 @@ class TrainingResult:
         out: dict[str, Any] = {name: getattr(self, name) for name in (*names, "weight_decay")}
         out["status"] = self.status.name
         out["message"] = self.status.value
+        out["program"] = None if self.program is None else vars(self.program)
         out["trace"] = [vars(entry) for entry in self.trace]
         return out
 
@@ -104,7 +140,7 @@ class TrainingResult:
             f"gap       {self.gap:.2e} (relative)\n"
             f"neurons   {self.n_neurons}\n"
             f"seconds   {self.seconds:.2f} in {self.n_rounds} rounds"
-        )
+        ) + ("" if self.program is None else f"\n{self.program}")
 
 
 def relative_gap(objective: float, bound: float, floor: float = 0.0) -> float:

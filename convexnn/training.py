@@ -19,12 +19,14 @@ from convexnn.network import from_torch, layers_of, penalty, to_torch
 from convexnn.neurons import Neurons
 from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem, Reduction, reduce_to_rank
+from convexnn.restricted import METHODS as RESTRICTED
+from convexnn.restricted import RestrictedAnswer, Restriction, solve_restricted
 from convexnn.result import OptimalityGap, Status, TraceEntry, TrainingResult, relative_gap
 from convexnn.solvers.loop import Answer, Limits, solve
 from convexnn.solvers.sliding import SlidingFrankWolfe, confirmation_effort
 from convexnn.threads import threads_for
 
-METHODS = ("global",)
+METHODS = ("global", *RESTRICTED)
 _WIDE_SCALES = 1e7  # beyond it a small column has no digits left in single precision
 
 
@@ -51,6 +53,8 @@ def train(
     loss: str = "squared",
     weight_decay: float,
     method: str = "global",
+    n_patterns: int = 100,
+    refine: bool = False,
     hidden_bias: bool = True,
     output_bias: bool = True,
     tol: float = 1e-4,
@@ -80,7 +84,16 @@ def train(
     weight_decay:
         Above zero. Where no neuron pays for its weights the constant network is returned, with status NULL.
     method:
-        ``"global"``: sliding Frank-Wolfe over all activation patterns.
+        ``"global"``: sliding Frank-Wolfe over all activation patterns. The others fix activation patterns and
+        solve a convex program: ``"interior-point"`` (accurate), ``"admm"`` (large data, CUDA; polished by the
+        interior point where that can), ``"fista"`` (gated program, split into a ReLU network), ``"scp"``
+        (first layers fixed), ``"exact"`` (all patterns, small data), ``"reference"`` (cvxpy with Clarabel;
+        ``"reference-scs"``, ``"reference-mosek"``), ``"auto"`` (interior point or ADMM, by size).
+    n_patterns:
+        Random patterns of those methods (random neurons for ``"scp"``); not for ``"global"`` and ``"exact"``.
+    refine:
+        Add the patterns around the network's neurons and around neurons that violate the dual, and solve again
+        until nothing improves.
     hidden_bias, output_bias:
         Whether the first layer has a bias (penalised like its weights) and the output (free).
     tol:
@@ -102,7 +115,8 @@ def train(
     -------
     TrainingResult
         ``network`` (float64, on the CPU), ``objective``, ``bound`` with ``bound_kind`` ("local-search":
-        evidence, not proof), ``gap``, ``status``, ``n_neurons``, ``seconds``, ``trace``.
+        evidence, not proof; "sampled-program": for these patterns only; "all-patterns": every pattern was
+        listed), ``gap``, ``status``, ``n_neurons``, ``seconds``, ``trace``, ``program``.
 
     Raises
     ------
@@ -123,17 +137,21 @@ def train(
     task = _task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)
     start = None if warm_start is None else _warm_start(task, warm_start)
     limits = _limits(tol, max_seconds, max_rounds)
+    seed = _seed(random_state)
     with torch.no_grad(), threads_for(task.reduced), _progress_bar(progress, limits) as report:
-        answer = solve(
-            task.reduced,
-            SlidingFrankWolfe(),
-            start=start,
-            limits=limits,
-            seed=_seed(random_state),
-            dtype=dtype,
-            report=report,
-        )
-    return _result(task, data, answer, (method, loss), started)
+        if method == "global":
+            answer = solve(
+                task.reduced, SlidingFrankWolfe(), start=start, limits=limits, seed=seed, dtype=dtype, report=report
+            )
+            return _result(task, data, answer, (method, loss), started)
+        how = Restriction(method, n_patterns, refine, dtype)
+        found = solve_restricted(task.reduced, how, start=start, limits=limits, seed=seed, report=report)
+    return _restricted_result(_result(task, data, found.answer, (method, loss), started), found, task)
+
+
+def _restricted_result(result: TrainingResult, found: RestrictedAnswer, task: _Task) -> TrainingResult:
+    gap = relative_gap(result.objective, found.answer.bound, task.full.floor())
+    return replace(result, bound_kind=found.bound_kind, gap=gap, program=found.report)
 
 
 def optimality_gap(

@@ -132,7 +132,7 @@ def neurons_of(
     Blocks at or below ``tolerance`` times the largest norm are left out.
     """
     norms = U.norm(dim=-1)
-    S, K, P = torch.nonzero(norms > tolerance * norms.max(), as_tuple=True)
+    S, K, P = torch.nonzero(norms > tolerance * norms.max() if norms.numel() else norms > 0, as_tuple=True)
     A = U.new_zeros((len(K), U.shape[1]))
     A[torch.arange(len(K), device=A.device), K] = torch.tensor(signs).to(U)[S]
     return Neurons(U[S, K, P], A, bias).balanced()

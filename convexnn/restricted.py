@@ -1,0 +1,296 @@
+"""Training on a fixed set of activation patterns: which program, which solver, and what the answer is worth."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from convexnn.duality import judge
+from convexnn.errors import InvalidInputError
+from convexnn.neurons import Neurons, no_neurons, unit_rows
+from convexnn.patterns import Patterns, enumerate_patterns, improvement_probability, patterns_of, sample_patterns
+from convexnn.pricing import ColumnPairs, distinct
+from convexnn.problem import Problem
+from convexnn.programs import AbstractProgram, ConvexPoint, GatedProgram, ReLUProgram
+from convexnn.result import ProgramReport, Status, TraceEntry, relative_gap
+from convexnn.solvers.admm import solve_admm
+from convexnn.solvers.answer import ProgramAnswer, ProgramLimits
+from convexnn.solvers.fista import solve_fista
+from convexnn.solvers.loop import Answer, Limits
+from convexnn.solvers.reference import solve_reference
+from convexnn.solvers.scp import sample_sphere, solve_scp
+from convexnn.solvers.sliding import EARLY, confirmation_effort
+from convexnn.solvers.working_set import solve_working_set
+
+METHODS = ("auto", "interior-point", "admm", "fista", "scp", "exact", "reference", "reference-scs", "reference-mosek")
+CONFIDENCE = 0.95
+
+_INTERIOR_SAMPLES = 4000  # samples times outputs up to which the interior point is the better choice
+_INTERIOR_COLUMNS = 300
+_POLISH = 1e-2  # gap at which ADMM hands over where a smaller one is asked for
+_AROUND = 6  # cones of a neuron on a kink that a refinement tries
+_ADDED = 30
+_PATIENCE = 3
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """Which patterns, and how to solve with them."""
+
+    method: str
+    n_patterns: int
+    refine: bool = False
+    dtype: torch.dtype = torch.float64
+
+    def __post_init__(self) -> None:
+        if self.refine and self.method in ("fista", "scp", "exact"):
+            raise InvalidInputError(
+                f"refine=True adds patterns to a sampled ReLU program, which method={self.method!r} does not solve; "
+                'use "interior-point", "admm" or "reference", or leave refine=False.'
+            )
+
+
+@dataclass(frozen=True)
+class RestrictedAnswer:
+    """A network, what its bound is worth, and what is known of the program behind it."""
+
+    answer: Answer
+    bound_kind: str
+    report: ProgramReport
+
+
+Report = Callable[[TraceEntry], None] | None
+
+
+def solve_restricted(
+    problem: Problem, how: Restriction, *, start: Neurons | None, limits: Limits, seed: int, report: Report = None
+) -> RestrictedAnswer:
+    """Choose patterns, solve their program and turn its point into a network."""
+    generator = torch.Generator().manual_seed(seed)
+    if how.method == "scp":
+        return _scp(problem, how, limits, generator, report)
+    patterns = _patterns(problem, how, start, generator)
+    kind = GatedProgram if how.method == "fista" else ReLUProgram
+    program: AbstractProgram = kind(problem, patterns)
+    if how.refine:
+        return _refined(program, how, limits, generator, report)
+    try:
+        found = _solve(program, how, _limits(limits, 0.0), None, report)
+    except KeyboardInterrupt:
+        return _interrupted(program)
+    return _answer(program, found, limits)
+
+
+def _patterns(problem: Problem, how: Restriction, start: Neurons | None, generator: torch.Generator) -> Patterns:
+    if how.method == "exact":
+        return enumerate_patterns(problem.X)
+    patterns = sample_patterns(problem.X, how.n_patterns, generator)
+    if start is None or len(start) == 0:
+        return patterns
+    own = patterns_of(problem.X, start.W, generator, around=_AROUND)
+    return own.joined(patterns)
+
+
+def _limits(limits: Limits, spent: float) -> ProgramLimits:
+    return ProgramLimits(limits.tol, max(limits.max_seconds - spent, 1e-3), 100_000)
+
+
+def _solve(
+    program: AbstractProgram, how: Restriction, limits: ProgramLimits, start: ConvexPoint | None, report: Report
+) -> ProgramAnswer:
+    method = how.method if how.method != "auto" else _by_size(program)
+    if method in ("interior-point", "exact"):
+        return solve_working_set(program, limits, start=start, report=report)
+    if method == "fista":
+        return solve_fista(program, limits, start=start, report=report)
+    if method.startswith("reference"):
+        return solve_reference(program, limits, backend=method.partition("-")[2] or "clarabel")
+    return _admm_and_polish(program, how, limits, start, report)
+
+
+def _by_size(program: AbstractProgram) -> str:
+    samples = program.problem.loss.targets.numel()
+    small = samples <= _INTERIOR_SAMPLES and program.problem.n_inputs <= _INTERIOR_COLUMNS
+    return "interior-point" if small else "admm"
+
+
+def _admm_and_polish(
+    program: AbstractProgram, how: Restriction, limits: ProgramLimits, start: ConvexPoint | None, report: Report
+) -> ProgramAnswer:
+    """ADMM to a rough gap; from there the interior point where the problem is of its size."""
+    started, polish = time.perf_counter(), _by_size(program) == "interior-point"
+    rough = replace(limits, tol=max(limits.tol, _POLISH)) if polish else limits
+    found = solve_admm(program, rough, start=start, dtype=how.dtype, report=report)
+    if found.judgement.gap(program.problem.floor()) <= limits.tol or not polish:
+        return found
+    left = replace(limits, max_seconds=limits.max_seconds - (time.perf_counter() - started))
+    if left.max_seconds <= 0:
+        return found
+    polished = solve_working_set(program, left, start=found.judgement.point, report=report)
+    return replace(polished, trace=(*found.trace, *polished.trace), n_steps=found.n_steps + polished.n_steps)
+
+
+def _answer(program: AbstractProgram, found: ProgramAnswer, limits: Limits) -> RestrictedAnswer:
+    problem, judgement = program.problem, found.judgement
+    neurons = _network(program, judgement.point, limits.tol)
+    objective = problem.objective(neurons)
+    # With several outputs each neuron of the program feeds one of them: other networks are not covered.
+    complete = program.patterns.complete and problem.loss.n_outputs == 1 and program.cone is not None
+    status = Status.SOLVED if found.status is Status.CONVERGED else found.status
+    if relative_gap(problem.objective(_constant(problem)), judgement.dual.bound, problem.floor()) <= limits.tol:
+        neurons, status = _constant(problem), Status.CONVERGED  # which training reports as NULL
+        objective = problem.objective(neurons)
+    # Merging neurons can leave the cones, and go below the bound of the program.
+    bound = min(judgement.dual.bound, objective)
+    answer = Answer(neurons, objective, bound, status, found.trace, found.n_steps)
+    return RestrictedAnswer(answer, "all-patterns" if complete else "sampled-program", _report(program, found))
+
+
+def _report(program: AbstractProgram, found: ProgramAnswer) -> ProgramReport:
+    patterns, judgement = program.patterns, found.judgement
+    return ProgramReport(
+        kind=program.name,
+        n_patterns=len(patterns),
+        n_drawn=patterns.n_drawn,
+        complete=patterns.complete,
+        objective=judgement.objective,
+        bound=judgement.dual.bound,
+        gap=judgement.gap(program.problem.floor()),
+        improvement_probability=_probability(program.problem, patterns),
+        confidence=CONFIDENCE,
+    )
+
+
+def _probability(problem: Problem, patterns: Patterns) -> float:
+    if patterns.complete:
+        return 0.0
+    return improvement_probability(problem.loss.targets.numel(), len(patterns), 1 - CONFIDENCE)
+
+
+def _constant(problem: Problem) -> Neurons:
+    return no_neurons(problem.n_inputs, problem.constant())
+
+
+def _network(program: AbstractProgram, point: ConvexPoint, tol: float) -> Neurons:
+    """The network of a point, without the neurons that interior points leave at almost zero."""
+    full = program.network(point)
+    objective = program.problem.objective(full)
+    for tolerance in (1e-4, 1e-6, 1e-8):
+        pruned = full.pruned(tolerance).merged()
+        if program.problem.objective(pruned) <= objective * (1 + 0.01 * tol) + program.problem.floor():
+            return pruned
+    return full
+
+
+def _interrupted(program: AbstractProgram) -> RestrictedAnswer:
+    """Nothing was judged yet: the constant network and no bound."""
+    constant = _constant(program.problem)
+    objective = program.problem.objective(constant)
+    answer = Answer(constant, objective, -math.inf, Status.INTERRUPTED, (), 0)
+    patterns = program.patterns
+    nothing = ProgramReport(
+        program.name,
+        len(patterns),
+        patterns.n_drawn,
+        patterns.complete,
+        objective,
+        -math.inf,
+        math.inf,
+        1.0,
+        CONFIDENCE,
+    )
+    return RestrictedAnswer(answer, "sampled-program", nothing)
+
+
+def _scp(
+    problem: Problem, how: Restriction, limits: Limits, generator: torch.Generator, report: Report
+) -> RestrictedAnswer:
+    count = how.n_patterns
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidInputError(f"n_patterns={count!r}; an integer of at least 1 is expected.")
+    U = sample_sphere(problem.n_inputs, count, generator).to(problem.X.device)
+    found = solve_scp(problem, U, _limits(limits, 0.0), report=report)
+    neurons = found.neurons.pruned(1e-9)
+    probability = improvement_probability(problem.loss.targets.numel(), count, 1 - CONFIDENCE)
+    gap = relative_gap(found.objective, found.dual.bound, problem.floor())
+    about = ProgramReport("scp", count, count, False, found.objective, found.dual.bound, gap, probability, CONFIDENCE)
+    status = Status.SOLVED if found.status is Status.CONVERGED and len(neurons) else found.status
+    answer = Answer(neurons, problem.objective(neurons), found.dual.bound, status, found.trace, found.n_steps)
+    return RestrictedAnswer(answer, "sampled-program", about)
+
+
+@dataclass
+class _Refinement:
+    """The best network so far, of any round: mutable, so that a limit loses nothing."""
+
+    neurons: Neurons
+    objective: float
+    trace: list[TraceEntry]
+    idle: int = 0
+
+    def see(self, neurons: Neurons, objective: float) -> None:
+        enough = objective < self.objective * (1 - 1e-7)
+        self.idle = 0 if enough else self.idle + 1
+        if objective < self.objective:
+            self.neurons, self.objective = neurons, objective
+
+
+def _refined(
+    program: AbstractProgram, how: Restriction, limits: Limits, generator: torch.Generator, report: Report
+) -> RestrictedAnswer:
+    """Add the patterns around the network's neurons and of neurons that violate the dual, and solve again.
+
+    Ends when a few rounds in a row change nothing. The bound is that of the last dual point against
+    a search over all patterns (local search: evidence, not proof).
+    """
+    problem, started, point = program.problem, time.perf_counter(), None
+    best = _Refinement(_constant(problem), problem.objective(_constant(problem)), [])
+    pairs, status, bound = ColumnPairs.fit(problem.X), Status.STALLED, -math.inf
+    n_rounds = 0
+    while best.idle < _PATIENCE and n_rounds < limits.max_rounds:
+        spent = time.perf_counter() - started
+        found = _solve(program, how, replace(_limits(limits, spent), tol=0.3 * limits.tol), point, None)
+        neurons = _network(program, found.judgement.point, limits.tol)
+        best.see(neurons, problem.objective(neurons))
+        n_rounds += 1
+        V = problem.admit(found.V)
+        priced = judge(problem, V, neurons, effort=EARLY, generator=generator, pairs=pairs)
+        if relative_gap(best.objective, priced.dual.bound, problem.floor()) <= limits.tol or best.idle:
+            priced = judge(problem, V, neurons, effort=confirmation_effort(problem), generator=generator, pairs=pairs)
+            bound = max(bound, min(priced.dual.bound, best.objective))
+        spent = time.perf_counter() - started
+        best.trace.append(TraceEntry(spent, best.objective, bound, len(neurons)))
+        if report is not None:
+            report(best.trace[-1])
+        if relative_gap(best.objective, bound, problem.floor()) <= limits.tol:
+            status = Status.CONVERGED
+            break
+        if spent > limits.max_seconds:
+            status = Status.MAX_SECONDS
+            break
+        added = _new_patterns(problem, neurons, distinct(priced.candidates, _ADDED).U, generator)
+        program, point = _extended(program, found.judgement.point, added)
+    bound = bound if bound > -math.inf else min(priced.dual.bound, best.objective)
+    answer = Answer(best.neurons, best.objective, bound, status, tuple(best.trace), n_rounds)
+    return RestrictedAnswer(answer, "local-search", _report(program, found))
+
+
+def _new_patterns(problem: Problem, neurons: Neurons, U: Tensor, generator: torch.Generator) -> Patterns:
+    directions = torch.cat([unit_rows(neurons.W), U]) if len(neurons) else U
+    return patterns_of(problem.X, directions, generator, around=_AROUND)
+
+
+def _extended(program: AbstractProgram, point: ConvexPoint, added: Patterns) -> tuple[AbstractProgram, ConvexPoint]:
+    """The patterns in use and the new ones, and the point in the larger program."""
+    used = point.U.norm(dim=-1)
+    live = torch.nonzero((used > 1e-7 * used.max()).any(0).any(0))[:, 0]
+    old = program.patterns
+    kept = Patterns(old.D[live], old.gates[live], old.n_drawn)
+    patterns = kept.joined(added)
+    larger = replace(program, patterns=patterns)
+    U = point.U.new_zeros(larger.shape)
+    U[:, :, : len(live)] = point.U[:, :, live]
+    return larger, ConvexPoint(U, point.bias)
