@@ -297,4 +297,4 @@ def _seen_as(array: np.ndarray, seen: Shape, shape: Shape) -> np.ndarray:
         return full.reshape(full.shape[lead:])
     if lead < 0 and shape[-lead:] == seen:
         return full.reshape((1,) * -lead + full.shape)
-    return np.ascontiguousarray(np.broadcast_to(full, seen)).reshape(shape)
+    return np.array(np.broadcast_to(full, seen), order="C").reshape(shape)

@@ -9,6 +9,7 @@ from certify_laws import adjoint_matches_forward, relaxation_brackets
 import certify
 from certify.bounds import METHODS
 from certify.ir import ops, simplify
+from certify.ir.build import Builder
 from certify.ir.graph import Graph
 from certify.ir.ops import (
     AbstractAffine,
@@ -174,3 +175,11 @@ def test_graphs_run_on_numpy_too():
 def test_nodes_read_only_earlier_nodes():
     with pytest.raises(certify.InvalidInputError, match="can only read nodes 0 to 0"):
         Graph.start((3,)).append(ReLU(), 1)
+
+
+def test_every_weight_of_a_built_graph_can_be_written():
+    """torch warns of arrays that cannot; a constant seen in another shape must not be a view of a broadcast."""
+    builder = Builder((4,))
+    value = builder.reshape(builder.pointwise(builder.input, ReLU()), (2, 2))
+    graph = builder.finish(builder.scale(value, np.arange(1.0, 5.0).reshape(2, 2), np.ones((2, 2))))
+    assert all(array.flags.writeable for node in graph.nodes for array in node.op.weights.values())
