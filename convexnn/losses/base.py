@@ -41,7 +41,7 @@ class AbstractLoss(abc.ABC):
         """
 
     @abc.abstractmethod
-    def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+    def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "*m n K"]) -> Float[Tensor, "*m n K"]:
         """Second derivative of L at a point, applied to dF."""
 
     @abc.abstractmethod
@@ -55,6 +55,10 @@ class AbstractLoss(abc.ABC):
     @abc.abstractmethod
     def prox(self, Z: Float[Tensor, "n K"], step: float) -> Float[Tensor, "n K"]:
         """argmin over F of step * L(F) + ||F - Z||^2 / 2."""
+
+    @abc.abstractmethod
+    def summed_hessians(self, curvature: Tensor, S: Float[Tensor, "k n"]) -> Float[Tensor, "k K K"]:
+        """sum_i S_ji H_i for each row of S and the K x K Hessian H_i of each sample."""
 
     @abc.abstractmethod
     def dual_value(self, V: Float[Tensor, "n K"]) -> Float[Tensor, ""]:
@@ -125,7 +129,7 @@ class AbstractLoss(abc.ABC):
 class AbstractSeparableLoss(AbstractLoss):
     """Losses whose Hessian is diagonal: ``curvature`` is that diagonal, n x K."""
 
-    def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+    def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "*m n K"]) -> Float[Tensor, "*m n K"]:
         """Second derivative of L at a point, applied to dF."""
         return curvature * dF
 
@@ -136,6 +140,10 @@ class AbstractSeparableLoss(AbstractLoss):
     def quadratic_form(self, curvature: Tensor, A: Float[Tensor, "k K"]) -> Float[Tensor, "k n"]:
         """a_j' H_i a_j for each row a_j of A and each sample i."""
         return (A * A) @ curvature.T
+
+    def summed_hessians(self, curvature: Tensor, S: Float[Tensor, "k n"]) -> Float[Tensor, "k K K"]:
+        """sum_i S_ji H_i, diagonal."""
+        return torch.diag_embed(S @ curvature)
 
 
 class AbstractMarginLoss(AbstractSeparableLoss):

@@ -27,10 +27,10 @@ class SoftmaxLoss(AbstractLoss):
         del dual
         return torch.softmax(F, 1)
 
-    def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+    def hessian_product(self, curvature: Tensor, dF: Float[Tensor, "*m n K"]) -> Float[Tensor, "*m n K"]:
         """(diag(p) - p p') dF for each sample, times its weight."""
         weighted = curvature * dF
-        return self.weights[:, None] * (weighted - curvature * weighted.sum(1, keepdim=True))
+        return self.weights[:, None] * (weighted - curvature * weighted.sum(-1, keepdim=True))
 
     def curvature_root(self, curvature: Tensor) -> Float[Tensor, "n K K"]:
         """diag(r) - p r', r the square roots of p, times the root of the weight."""
@@ -40,6 +40,12 @@ class SoftmaxLoss(AbstractLoss):
     def quadratic_form(self, curvature: Tensor, A: Float[Tensor, "k K"]) -> Float[Tensor, "k n"]:
         """The variance of a_j under p_i, times the weight of sample i."""
         return self.weights * ((A * A) @ curvature.T - (A @ curvature.T) ** 2)
+
+    def summed_hessians(self, curvature: Tensor, S: Float[Tensor, "k n"]) -> Float[Tensor, "k K K"]:
+        """sum_i S_ji c_i (diag(p_i) - p_i p_i')."""
+        S = S * self.weights
+        products = torch.stack([(S * p) @ curvature for p in curvature.T], 1)
+        return torch.diag_embed(S @ curvature) - products
 
     def _probabilities(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         return (self.targets - V / self.weights[:, None]).clamp(min=0.0)

@@ -17,6 +17,8 @@ from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem
 from convexnn.solvers.smoothing import Activations, Levels, dual_slope, squared_widths
 
+_CHUNK = 2**21  # numbers held for the couplings of some neurons
+
 Block = tuple[Tensor, Tensor, Tensor]  # parts for W, A and the bias
 
 
@@ -95,55 +97,94 @@ def _newton_direction(
     if not problem.output_bias:
         gradient = (*gradient[:2], torch.zeros_like(gradient[2]))
     kinks = 0.5 * (-pull).clamp(min=0.0) * dual_slope(dual, R, point.act.Q)
-    curvature = loss.curvature(point.F)
-    block_curvature = kinks + slopes * slopes * loss.quadratic_form(curvature, A)
-    precondition = _preconditioner(problem, point, block_curvature, pairs)
-    # Single precision is enough for a direction: its tolerance is a hundredth.
-    X, A, V, H = X.float(), A.float(), V.float(), point.H.float()
-    slopes, kinks, curvature, loss = (
-        slopes.float(),
-        kinks.float(),
-        curvature.float(),
-        problem.to(torch.float32).loss,
-    )
-
-    def product(P: Tensor, q: Tensor, b: Tensor) -> Block:
-        TP = P @ X.T
-        activeTP = slopes * TP
-        Y = loss.hessian_product(curvature, activeTP.T @ A + H.T @ q + b)
-        out_W = wd * P + (slopes * (A @ Y.T - q @ V.T) + kinks * TP) @ X
-        out_A = wd * q + H @ Y - activeTP @ V
-        out_b = Y.sum(0) if problem.output_bias else torch.zeros_like(b)
-        return out_W, out_A, out_b
-
-    direction = _conjugate_gradients(product, precondition, _cast(gradient, torch.float32))
+    model = _model(problem, point, slopes, kinks, V)
+    precondition = _preconditioner(problem, model, pairs)
+    direction = _conjugate_gradients(_hessian(problem, model), precondition, _cast(gradient, torch.float32))
     direction = _cast(direction, W.dtype)
     return direction, direction[0] @ problem.X.T, _dot(gradient, direction)
 
 
-def _preconditioner(
-    problem: Problem, point: _Point, block_curvature: Tensor, pairs: ColumnPairs | None
-) -> Callable[[Block], Block]:
-    loss, wd, X = problem.loss, problem.weight_decay, problem.X
-    scale_A = (point.H**2) @ loss.weights * min(loss.largest_curvature, 1.0) + wd
-    if loss.name == "softmax":
-        scale_A = (point.H**2) @ loss.weights * 0.25 + wd
-    inverse_W = _block_inverse(X, block_curvature, wd, pairs)
+@dataclass(frozen=True)
+class _Model:
+    """What the second derivatives are made of. Single precision: the tolerance of a direction is a hundredth."""
+
+    A: Float[Tensor, "k K"]
+    H: Float[Tensor, "k n"]
+    slopes: Float[Tensor, "k n"]
+    kinks: Float[Tensor, "k n"]
+    curvature: Tensor
+    C: Float[Tensor, "k d K"]  # X'diag(slopes_j)V
+
+
+def _model(problem: Problem, point: _Point, slopes: Tensor, kinks: Tensor, V: Tensor) -> _Model:
+    curvature = problem.loss.curvature(point.F).float()
+    slopes, X, V = slopes.float(), problem.X.float(), V.float()
+    C = torch.stack([(slopes * v) @ X for v in V.T], 2)
+    return _Model(point.neurons.A.float(), point.H.float(), slopes, kinks.float(), curvature, C)
+
+
+def _hessian(problem: Problem, model: _Model) -> Callable[[Tensor, Tensor, Tensor], Block]:
+    loss, wd, X = problem.to(torch.float32).loss, problem.weight_decay, problem.X.float()
+    A, H, slopes, C = model.A, model.H, model.slopes, model.C
+
+    def product(P: Tensor, q: Tensor, b: Tensor) -> Block:
+        TP = P @ X.T
+        Y = loss.hessian_product(model.curvature, (slopes * TP).T @ A + H.T @ q + b)
+        out_W = wd * P + (slopes * (A @ Y.T) + model.kinks * TP) @ X - (C @ q[:, :, None])[:, :, 0]
+        out_A = wd * q + H @ Y - (C.mT @ P[:, :, None])[:, :, 0]
+        out_b = Y.sum(0) if problem.output_bias else torch.zeros_like(b)
+        return out_W, out_A, out_b
+
+    return product
+
+
+def _preconditioner(problem: Problem, model: _Model, pairs: ColumnPairs | None) -> Callable[[Block], Block]:
+    """The Hessian's block of every neuron, both layers together; the bias on its own.
+
+    What couples a neuron's two layers is as large as what curves them: without it conjugate gradients
+    take many times as many steps.
+    """
+    loss, wd = problem.to(torch.float32).loss, problem.weight_decay
+    slopes, H, curvature = model.slopes, model.H, model.curvature
+    own = model.kinks + slopes * slopes * loss.quadratic_form(curvature, model.A)
+    solve = _block_inverse(problem.X, own.to(problem.X.dtype), wd, pairs)
+    coupling = _couplings(problem, model) - model.C
+    solved = solve(coupling)
+    schur = loss.summed_hessians(curvature, H * H) - coupling.mT @ solved
+    schur.diagonal(dim1=1, dim2=2).add_(wd)
+    values, Q = torch.linalg.eigh(schur)
+    scaled = Q / values.abs().clamp(min=1e-2 * wd)[:, None, :]
 
     def apply(r: Block) -> Block:
-        return inverse_W(r[0]), r[1] / scale_A[:, None].float(), r[2] / loss.largest_curvature
+        y = solve(r[0][:, :, None])
+        q = scaled @ (Q.mT @ (r[1][:, :, None] - coupling.mT @ y))
+        return (y - solved @ q)[:, :, 0], q[:, :, 0], r[2] / loss.largest_curvature
 
     return apply
 
 
+def _couplings(problem: Problem, model: _Model) -> Tensor:
+    """sum_i slopes_ji h_ji x_i (H_i a_j)' for every neuron, (k, d, K)."""
+    loss, A, X = problem.to(torch.float32).loss, model.A, problem.X.float()
+    n, K = len(X), A.shape[1]
+    out = X.new_empty((len(A), X.shape[1], K))
+    size = max(1, _CHUNK // (n * K))
+    for low in range(0, len(A), size):
+        part = slice(low, low + size)
+        pulled = loss.hessian_product(model.curvature, A[part, None, :].expand(-1, n, -1))
+        out[part] = (((model.slopes[part] * model.H[part])[:, :, None] * pulled).mT @ X).mT
+    return out
+
+
 def _block_inverse(X: Tensor, curvature: Tensor, wd: float, pairs: ColumnPairs | None) -> Callable[[Tensor], Tensor]:
+    """Solves with the first layer's blocks, for right-hand sides (k, d, m)."""
     if pairs is None:
-        diagonal = curvature @ (X * X) + wd
-        return lambda r: r / diagonal.float()
+        diagonal = (curvature @ (X * X) + wd).float()[:, :, None]
+        return lambda r: r / diagonal
     blocks = pairs.hessians(curvature)
     blocks.diagonal(dim1=1, dim2=2).add_(wd)
     inverse = torch.linalg.inv_ex(blocks).inverse.float()  # of a singular block: a step that the search refuses
-    return lambda r: torch.bmm(inverse, r[:, :, None])[:, :, 0]
+    return lambda r: torch.bmm(inverse, r)
 
 
 def _cast(block: Block, dtype: torch.dtype) -> Block:
@@ -165,17 +206,17 @@ def _conjugate_gradients(
     max_steps: int = 40,
     tolerance: float = 1e-2,
 ) -> Block:
-    """A descent direction; the Hessian may be indefinite, and directions of negative curvature end it."""
+    """A descent direction; the Hessian may be indefinite: negative curvature is the last step's."""
     r: Block = (-gradient[0], -gradient[1], -gradient[2])
     x: Block = (torch.zeros_like(r[0]), torch.zeros_like(r[1]), torch.zeros_like(r[2]))
     y = precondition(r)
     p, rz = y, _dot(r, y)
     first = rz
-    for step_number in range(max_steps):
+    for _ in range(max_steps):
         Ap = product(*p)
         curvature = _dot(p, Ap)
         if curvature <= 1e-12 * abs(rz):
-            return p if step_number == 0 else x
+            return _axpy(x, rz / max(abs(curvature), 1e-12 * rz), p)
         step = rz / curvature
         x, r = _axpy(x, step, p), _axpy(r, -step, Ap)
         y = precondition(r)

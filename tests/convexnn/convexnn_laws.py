@@ -60,6 +60,16 @@ def prox_minimises(loss: AbstractLoss, step: float, seed: int) -> None:
             assert value(F) <= value(other) + 1e-12 * max(1.0, value(F))
 
 
+def summed_hessians_are_sums(loss: AbstractLoss, seed: int) -> None:
+    """Row k of entry j is sum_i S_ji H_i applied to the k-th unit vector."""
+    F, S = normal(*loss.targets.shape, seed=seed), normal(3, len(loss.targets), seed=seed + 1).abs()
+    curvature = loss.curvature(F)
+    summed = loss.summed_hessians(curvature, S)
+    batch = torch.eye(loss.n_outputs, dtype=F.dtype)[:, None, :].expand(-1, len(F), -1)
+    columns = loss.hessian_product(curvature, batch)
+    torch.testing.assert_close(summed, torch.einsum("ji,kil->jkl", S, columns), rtol=1e-10, atol=1e-15)
+
+
 def is_convex(loss: AbstractLoss, seed: int) -> None:
     for k in range(10):
         F, G = (3 * normal(*loss.targets.shape, seed=seed + 2 * k + i) for i in (0, 1))

@@ -39,6 +39,7 @@ def test_derivatives(name, kind, weighted):
             laws.gradient_is_the_derivative(loss, seed)
             laws.hessian_product_is_the_derivative(loss, seed)
             laws.quadratic_form_is_the_hessian(loss, seed)
+            laws.summed_hessians_are_sums(loss, seed)
             laws.root_is_the_root_of_the_hessian(loss, seed)
 
 
