@@ -139,7 +139,7 @@ def _answer(program: AbstractProgram, found: ProgramAnswer, limits: Limits) -> R
     objective = problem.objective(neurons)
     # With several outputs each neuron of the program feeds one of them: other networks are not covered.
     complete = program.patterns.complete and problem.loss.n_outputs == 1 and program.cone is not None
-    status = Status.SOLVED if found.status is Status.CONVERGED else found.status
+    status: Status = Status.SOLVED if found.status is Status.CONVERGED else found.status
     if relative_gap(problem.objective(_constant(problem)), judgement.dual.bound, problem.floor()) <= limits.tol:
         neurons, status = _constant(problem), Status.CONVERGED  # which training reports as NULL
         objective = problem.objective(neurons)
