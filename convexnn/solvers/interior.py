@@ -23,7 +23,7 @@ from convexnn.solvers.cones import Scaling, jordan_divide, jordan_product, longe
 from convexnn.solvers.kinks import AbstractLossPart, Kink, first_kink, loss_part
 from convexnn.solvers.newton import NewtonSystem
 
-_SHRINK = 0.99  # share of the way to the boundary that a step may go
+_SHRINK = 0.95  # share of the way to the boundary that a step may go; nearer to it, runs jam
 _SHRINK_HINGE = 0.9  # longer steps leave some of its pairs far from the central path, and later steps are tiny
 
 
@@ -178,7 +178,7 @@ def _advance(program: AbstractProgram, maps: BlockMap, at: Iterate, part: Abstra
     length = min(1.0, _reach(at, affine))
     mu = at.complementarity()
     accurate = length > 0.1
-    sigma = min(1.0, max((at.moved(length, affine).complementarity() / mu) ** 3, 1e-4)) if accurate else 0.3
+    sigma = min(1.0, max((at.moved(length, affine).complementarity() / mu) ** 3, 1e-4)) if accurate else 0.8
     second = 1.0 if accurate else 0.0
     cone = -jordan_product(scaling.lam, scaling.lam)
     cone = cone - second * jordan_product(scaling.apply_inverse(affine.x), scaling.apply(affine.z))
