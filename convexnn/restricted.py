@@ -15,6 +15,7 @@ from convexnn.patterns import Patterns, enumerate_patterns, improvement_probabil
 from convexnn.pricing import ColumnPairs, distinct
 from convexnn.problem import Problem
 from convexnn.programs import AbstractProgram, ConvexPoint, GatedProgram, ReLUProgram
+from convexnn.programs.base import neurons_of
 from convexnn.result import ProgramReport, Status, TraceEntry, relative_gap
 from convexnn.solvers.admm import solve_admm
 from convexnn.solvers.answer import ProgramAnswer, ProgramLimits
@@ -137,6 +138,10 @@ def _answer(program: AbstractProgram, found: ProgramAnswer, limits: Limits) -> R
     problem, judgement = program.problem, found.judgement
     neurons = _network(program, judgement.point, limits.tol)
     objective = problem.objective(neurons)
+    if found.raw is not None and program.cone is not None:
+        outside = neurons_of(found.raw.U, program.signs, found.raw.bias)
+        if problem.objective(outside) < objective:
+            neurons, objective = outside, problem.objective(outside)
     # With several outputs each neuron of the program feeds one of them: other networks are not covered.
     complete = program.patterns.complete and problem.loss.n_outputs == 1 and program.cone is not None
     status: Status = Status.SOLVED if found.status is Status.CONVERGED else found.status

@@ -285,7 +285,7 @@ def _judged(program: AbstractProgram, solver: ADMM, state: ADMMState) -> Program
     point, (V, multipliers) = solver.point(state).to(torch.float64), solver.dual(state)
     held = multipliers.double().clamp(min=0.0) if program.cone is not None else None
     judged = judge_program(program, point, V.double(), held)
-    return ProgramAnswer(judged, V.double(), held, Status.STALLED, state.n_steps)
+    return ProgramAnswer(judged, V.double(), held, Status.STALLED, state.n_steps, raw=point)
 
 
 def _active(state: ADMMState) -> int:

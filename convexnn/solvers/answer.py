@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convexnn.duality import ProgramJudgement
+from convexnn.programs import ConvexPoint
 from convexnn.result import Status, TraceEntry
 
 Report = Callable[[TraceEntry], None]
@@ -39,6 +40,7 @@ class ProgramAnswer:
     status: Status
     n_steps: int
     trace: tuple[TraceEntry, ...] = field(repr=False, default=())
+    raw: ConvexPoint | None = None  # the solver's own point, where it can be outside the cones: still a network
 
 
 def better(old: ProgramAnswer, new: ProgramAnswer) -> ProgramAnswer:
@@ -46,4 +48,4 @@ def better(old: ProgramAnswer, new: ProgramAnswer) -> ProgramAnswer:
     primal = new if new.judgement.objective < old.judgement.objective else old
     dual = new if new.judgement.dual.bound > old.judgement.dual.bound else old
     judgement = ProgramJudgement(primal.judgement.point, primal.judgement.objective, dual.judgement.dual)
-    return ProgramAnswer(judgement, dual.V, dual.multipliers, new.status, new.n_steps)
+    return ProgramAnswer(judgement, dual.V, dual.multipliers, new.status, new.n_steps, raw=new.raw)
