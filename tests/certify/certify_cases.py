@@ -99,7 +99,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 
 METHODS = [IBP(), CROWN(hidden=False), CROWN(), AlphaCROWN()]  # loosest first
 SLOPES = [DeepPoly(0), DeepPoly(1)]
-PROGRAMS = [TriangleLP(), MultiNeuron()]  # loosest first; slower: test_programs.py
+PROGRAMS = [TriangleLP(), MultiNeuron()]  # loosest first; slower: test_linear_programs.py
 OPERATIONS = [
     Input,
     AxisLinear,
