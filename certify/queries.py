@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from certify.errors import InvalidInputError, QueryError
-from certify.ir.from_onnx import graph_from_onnx
+from certify.ir.from_onnx import graph_from_onnx, input_axes
 from certify.ir.graph import Graph
 from certify.ir.onnx_file import read_program
 from certify.ir.ops import Shape
@@ -51,7 +51,8 @@ class Network:
             graph = modules.numpy_graph(source, input_shape)
             return Network(graph, modules.ModuleRun(source, graph.input_shape))
         graph = graph_from_onnx(source, input_shape=input_shape, simplified=False)
-        return Network(graph, Runtime(read_program(source).content))
+        program = read_program(source)
+        return Network(graph, Runtime(program.content, input_axes(program, input_shape)[0]))
 
 
 def verify_vnnlib(

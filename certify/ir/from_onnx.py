@@ -44,7 +44,7 @@ def graph_from_onnx(
         MissingDependencyError: where onnx, or for the check onnxruntime, is not installed.
     """
     program = read_program(source)
-    shape, has_batch = _input_shape(program, input_shape)
+    shape, has_batch = input_axes(program, input_shape)
     builder = Builder(shape[1:] if has_batch else shape)
     values: dict[str, Operand] = {"": None, **program.constants}
     values[program.input] = builder.reshape(builder.input, shape)
@@ -56,8 +56,12 @@ def graph_from_onnx(
     return graph
 
 
-def _input_shape(program: Program, given: Shape | None) -> tuple[Shape, bool]:
-    """The input's shape as the file's nodes see it, and whether its first axis is the batch."""
+def input_axes(program: Program, given: Shape | None) -> tuple[Shape, bool]:
+    """The input's shape as the file's nodes see it, and whether its first axis is the batch.
+
+    Raises:
+        InvalidInputError: where the file leaves an axis open that `given` does not tell, or the two differ.
+    """
     declared: Any = program.shape
     has_batch = bool(declared) and (declared[0] is None or (declared[0] == 1 and len(declared) > 1))
     if given is not None:

@@ -27,13 +27,14 @@ from certify.verdict import Answer
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+helper, TensorProto = onnx.helper, onnx.TensorProto
 
 SHARED = Path(os.environ.get("CONVEXNN_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "vnn"
 
 
 def write_onnx(path, layers):
     """A file of Gemm and Relu nodes, in float32."""
-    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    numpy_helper = onnx.numpy_helper
     nodes, constants, last = [], [], "x"
     for k, (W, b) in enumerate(layers):
         constants += [
@@ -47,7 +48,7 @@ def write_onnx(path, layers):
             last = f"a{k}"
     sizes = (np.shape(layers[0][0])[1], np.shape(layers[-1][0])[0])
     values = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, n])
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, n])
         for name, n in zip(("x", last), sizes, strict=True)
     ]
     graph = helper.make_graph(nodes, "net", values[:1], values[1:], constants)
@@ -153,6 +154,39 @@ def test_boundaries_count_as_unsafe_unless_strict(small):
 def test_a_case_without_output_constraints_is_satisfiable(small):
     network, folder = small
     assert verify_vnnlib(network, ask(folder, "")).answer is Answer.SAT
+
+
+def test_open_axes_are_what_the_caller_says(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)],
+        "sum",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2, "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    query = Query((Case(np.zeros(6), np.ones(6), -np.ones((1, 1)), np.array([-5.0])),))
+    verdict = verify_vnnlib(network, query, input_shape=(2, 3))
+    assert verdict.answer is Answer.SAT
+    assert verdict.witness.inputs.shape == (1, 2, 3)
+    assert verdict.witness.outputs >= 5
+
+
+@pytest.mark.parametrize("mean", [49.0, 98.0, 103.0])
+def test_a_batch_normalisation_that_cancels_is_no_proof(mean):
+    """x = 0 gives 1 - mean / mean = 0, where 1 - mean * (1 / mean) is not 0 in double precision."""
+    numbers = {"scale": 1.0, "offset": 1.0, "mean": mean, "variance": mean**2}
+    graph = helper.make_graph(
+        [helper.make_node("BatchNormalization", ["x", *numbers], ["y"], epsilon=0.0)],
+        "norm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
+        [helper.make_tensor(name, TensorProto.FLOAT, [1], [value]) for name, value in numbers.items()],
+    )
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    for sign in (1.0, -1.0):
+        query = Query((Case(np.zeros(1), np.zeros(1), np.full((1, 1), sign), np.zeros(1)),))
+        for method in ("inputs", "phases"):
+            assert verify_vnnlib(network, query, method=method).answer is not Answer.UNSAT
 
 
 def test_a_box_without_a_float32_has_the_nearest_one(small):
