@@ -30,7 +30,7 @@ QUERIES = _names("""
 # What makes constants of the same shape or kind.
 CREATORS = _names("zeros_like ones_like full_like new_zeros new_ones new_full new_tensor")
 # What gives the same tensor back: numbers are float64 here, whatever the network computes in.
-SAME = _names("contiguous clone detach float double to type_as cpu cuda data identity")
+SAME = _names("contiguous detach float double to type_as cpu cuda data identity")
 # What only moves entries: done to the positions of the entries instead.
 MOVES = _names("""
     view reshape flatten unflatten ravel view_as reshape_as transpose permute swapaxes swapdims movedim moveaxis

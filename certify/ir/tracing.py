@@ -77,6 +77,8 @@ def _record(recorder: Recorder, func: Callable[..., Any], args: tuple[Any, ...],
             return func(*args, **kwargs)
     if name in SAME:
         return args[0]
+    if name == "clone":
+        return Traced.of(recorder, args[0].value)
     if name in CREATORS:
         return func(torch.zeros(args[0].shape, dtype=torch.float64), *args[1:], **kwargs)
     if name in MOVES:

@@ -45,6 +45,12 @@ def written_in_place(x: Tensor) -> Tensor:
     return x + y
 
 
+def keeps_a_copy(x: Tensor) -> Tensor:
+    kept = x.clone()
+    x.relu_()
+    return x + kept
+
+
 def steered_by_shapes(x: Tensor) -> Tensor:
     parts = [x[:, k] * (k + 1) for k in range(x.shape[1])] if x.dim() == 3 else [x]
     return torch.stack(parts, dim=1).view(x.size(0), -1)
@@ -102,6 +108,7 @@ FLAT: dict[str, Callable[[Tensor], Tensor]] = {
     "true_divide": lambda x: torch.true_divide(x, 3.0),
     "truediv": lambda x: x / 7.0,
     "written in place": written_in_place,
+    "written in place, a copy kept": lambda x: (2.0 * x).clone().relu_() + keeps_a_copy(x + 1.0),
     "pad": lambda x: F.pad(x.view(-1, 3, 2), (1, 2, 1, -1), value=0.5),
     "pad, reflected": lambda x: F.pad(x.view(-1, 2, 3), (2, 1), mode="reflect"),
 }
