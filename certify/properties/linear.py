@@ -115,9 +115,11 @@ class Box:
         else:
             inner = nextafter(item.above, inf) if item.strict and exact else item.above
             limits[0, j], limits[2, j] = max(limits[0, j], item.below), max(limits[2, j], inner)
-        if limits[0, j] > limits[1, j]:
+        least, most, inner_least, inner_most = limits[:, j]
+        if least > most or (least == most and inner_least > inner_most):
+            strictly = ", strictly" if least == most else ""
             self.emptied = EmptyQueryError(
-                f"the box is empty: X_{j} is at least {limits[0, j]} and at most {limits[1, j]}", item.at
+                f"the box is empty: X_{j} is at least {least} and at most {most}{strictly}", item.at
             )
 
 
@@ -152,10 +154,14 @@ def query_of(
     """The cases of `common and (first or second or ...) and ...`.
 
     Raises:
-        QueryError: for inputs without both limits, boxes that are all empty, constraints that relate inputs to
+        QueryError: for too many inputs or outputs, inputs without both limits, boxes that are all empty, constraints that relate inputs to
             each other or to outputs, coefficients beyond doubles, or too many cases. Its `line` is the `at` of
             the constraint.
     """
+    if max(sizes.n_inputs, sizes.n_outputs) > sizes.max_numbers:
+        raise QueryError(
+            f"it declares {sizes.n_inputs} inputs and {sizes.n_outputs} outputs; expected at most {sizes.max_numbers}"
+        )
     chosen: Sequence[Sequence[Constraint]] = [()]
     for options in disjunctions:
         chosen = conjunction([chosen, options])

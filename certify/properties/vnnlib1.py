@@ -209,7 +209,7 @@ class _Reader:
     def _product(self, arguments: list, scale: Fraction, at: int) -> tuple[Form, Fraction]:
         rest: list[Form] = []
         for part in arguments:
-            value = self._constant(part)
+            value = self._constant(part, at)
             if value is None:
                 rest.append(part)
             else:
@@ -218,14 +218,14 @@ class _Reader:
             raise self._tokens.error("a product of variables is not linear; expected number * expression", at)
         return (rest[0], scale) if rest else ("1", scale)
 
-    def _constant(self, form: Form) -> Fraction | None:
+    def _constant(self, form: Form, at: int) -> Fraction | None:
         """The value of a number or a negated number; None for anything with a variable."""
         sign = 1
         while isinstance(form, list) and len(form) == 3 and form[1] == "-":
             sign, form = -sign, form[2]
         if isinstance(form, list) or form in self._declared:
             return None
-        return sign * fraction(self._number(form, 0))
+        return sign * fraction(self._number(form, at))
 
 
 class _Sum:

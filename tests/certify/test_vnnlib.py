@@ -137,6 +137,9 @@ def test_cases_with_one_box_share_it():
         (DECLARED + BOX + "\n(assert (<= Y_0 " + "1" * 500 + "))", "500 characters"),
         (DECLARED + BOX + "\n(assert (<= X_0 -3))", "line 7: the box is empty: X_0 is at least -1.0 and at most -3.0"),
         (DECLARED + BOX + "\n(assert (<= Y_0 (* Y_1 Y_2)))", "line 7: a product of variables is not linear"),
+        (DECLARED + BOX + "\n(assert (<= Y_0 (* 2 Y_9)))", "line 7: 'Y_9' is not declared"),
+        (DECLARED + BOX + "\n(assert (< X_0 0.5)) (assert (>= X_0 0.5))", "line 7: the box is empty: X_0"),
+        (DECLARED + BOX + "\n(assert (> X_0 0.5)) (assert (< X_0 0.5))", "line 7: the box is empty: X_0"),
         (DECLARED + BOX + "\n(assert (<= Y_0 (/ Y_1 2)))", "line 7: '/' is not understood"),
         (DECLARED + BOX + "\n(assert (<= Y_0 X_0))", "line 7: a constraint relates an input to outputs"),
         (DECLARED + BOX + "\n(assert (<= X_1 X_0))", "line 7: a constraint relates several inputs"),
@@ -214,6 +217,8 @@ def test_both_versions_give_the_same_cases(seed):
         (HEAD + "(assert (<= (* 2.0 (* 0.5 Out[0])) In[0,0]))", "line 3: a constraint relates an input to outputs"),
         (HEAD + "(assert (<= In[0,0] 1.0))", "X_0 has no lower limit"),
         (HEAD + "(assert (<= In[0,0]", "Parse error"),
+        (HEAD.replace("[1,2]", "[100000,100000]") + "(assert (<= In[0,0] 1.0))", "declares 10000000000 inputs"),
+        (HEAD.replace("[3]", "[100000,100000]") + "(assert (<= In[0,0] 1.0))", "10000000000 outputs; expected"),
         (HEAD.replace("2.0", "3.0") + "(assert (<= In[0,0] 1.0))", "version"),
         (
             HEAD.replace("(declare-out", "(declare-input B float32 [1]) (declare-out") + "(assert (<= B[0] 1.0))",
