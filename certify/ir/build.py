@@ -41,6 +41,7 @@ from certify.ir.ops import (
 from certify.ir.simplify import simplify
 
 LARGEST = 2**27  # entries of one value or constant: 1 GiB in float64
+_MOST = 2**28  # entries of all values, or of all constants that a file computes
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ class Builder:
         require_size(shape, "the network's input")
         self._nodes = [Node(Input(shape), (), shape)]
         self._shaped: dict[tuple[int, Shape], int] = {}
+        self._entries = {"values": 0, "computed constants": 0}
+
+    def spend(self, entries: int, what: str = "computed constants") -> None:
+        """Counts what a file asks to hold, raising `InvalidInputError` beyond a limit: small files may ask for much."""
+        self._entries[what] += entries
+        if self._entries[what] > _MOST:
+            raise InvalidInputError(f"the network's {what} have more than {_MOST} entries in all; that is too large")
 
     @property
     def input(self) -> Value:
@@ -82,6 +90,7 @@ class Builder:
     def _add(self, op: AbstractOp, *inputs: int, hints: tuple[int, ...] = ()) -> Value:
         shape = op.output_shape(*(self._nodes[i].shape for i in inputs))
         require_size(shape, f"the result of {type(op).__name__}")
+        self.spend(prod(shape), "values")
         self._nodes.append(Node(op, inputs, shape, hints))
         return Value(len(self._nodes) - 1, shape)
 
@@ -160,6 +169,7 @@ class Builder:
     def conv(self, value: Value, weight: np.ndarray, bias: np.ndarray | None, window: Window, groups: int = 1) -> Value:
         """A convolution of a value (1, channels, *spatial) or (channels, *spatial)."""
         channels, spatial, lead = _image(value, len(window.kernel))
+        require_size((channels, *window.padded(spatial)), "its padded input")
         if weight.shape[1] * groups != channels:
             raise InvalidInputError(
                 f"a convolution of {weight.shape[1] * groups} channels was given values of shape {value.shape}"
@@ -174,6 +184,7 @@ class Builder:
     ) -> Value:
         """A transposed convolution to the given spatial lengths."""
         channels, given, lead = _image(value, len(window.kernel))
+        require_size((weight.shape[1] * groups, *window.padded(spatial)), "its result with the padding")
         bias = np.zeros(weight.shape[1] * groups) if bias is None else bias
         op = ConvTranspose(_array(weight), _array(bias), spatial, window, groups)
         result = self._add(op, self._at(value, (channels, *given)))

@@ -63,6 +63,12 @@ def _plain(function: Any) -> Callable[..., Array]:
     return fold
 
 
+def _product(call: Call, left: Array, right: Array) -> Array:
+    lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    require_size((*lead, *left.shape[-2:-1], *right.shape[-1:]), "its result")
+    return np.asarray(np.matmul(left, right))
+
+
 def _joined(call: Call, *values: Array) -> Array:
     require_size((sum(v.size for v in values),), "its result")
     return np.concatenate(values, axis=call.get("axis"))
@@ -82,7 +88,7 @@ FOLDS: dict[str, Callable[..., Array]] = {
     "Size": _plain(np.size),
     "Shape": lambda call, data: shape_of(call, data.shape),
     "Concat": _joined,
-    "MatMul": lambda call, left, right: np.matmul(left, right),
+    "MatMul": _product,
     "Div": _divide,
     "ReduceProd": _reduced(np.prod),
     "ReduceSum": _reduced(np.sum),

@@ -66,6 +66,7 @@ def _slice(call: Call, data: Array, starts: Any = None, ends: Any = None, axes: 
 
 
 def _gather(call: Call, data: Array, indices: Array) -> Array:
+    require_size((data.size // data.shape[call.get("axis", 0)], np.size(indices)), "its result")
     return np.asarray(np.take(data, np.asarray(indices, dtype=np.intp), axis=call.get("axis", 0)))
 
 

@@ -133,7 +133,7 @@ def _batch_norm(
         _constant(v, "a statistic").reshape((-1, *[1] * (len(value.shape) - 2))) for v in (scale, shift, mean, variance)
     )
     factor = weight / np.sqrt(spread + call.get("epsilon", 1e-5))
-    # In two steps: where factor * centre and the offset cancel, their difference would be off by more than its size tells.
+    # In two steps: where factor * centre and the offset cancel, their difference is off by more than its size tells.
     return builder.scale(builder.scale(value, factor, -factor * centre), 1.0, offset)
 
 

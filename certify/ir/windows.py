@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from certify.errors import InvalidInputError
-from certify.ir.build import Builder, Value
+from certify.ir.build import Builder, Value, require_size
 from certify.ir.ops import Shape, Window
 
 
@@ -30,10 +30,11 @@ def max_pool(builder: Builder, value: Value, window: Window) -> Value:
     """The largest entry that each window meets; what lies outside the input does not count."""
     axes = len(window.kernel)
     spatial = value.shape[-axes:]
-    positions = builder.positions(value)
-    ends = [(0, 0)] * (len(value.shape) - axes) + list(zip(window.before, window.after, strict=True))
-    padded: Any = np.pad(positions, ends, constant_values=-1)
-    results = window.output_shape(spatial)
+    lead, results = value.shape[:-axes], window.output_shape(spatial)
+    require_size((*lead, *window.padded(spatial)), "its padded input")
+    require_size((*window.kernel, *lead, *results), "what its windows meet")
+    ends = [(0, 0)] * len(lead) + list(zip(window.before, window.after, strict=True))
+    padded: Any = np.pad(builder.positions(value), ends, constant_values=-1)
     candidates = np.stack([padded[(..., *window.places(o, results))] for o in np.ndindex(*window.kernel)])
     some = candidates.max(0)
     if (some < 0).any():
@@ -57,8 +58,10 @@ def average_pool(
     spatial, channels = value.shape[-axes:], value.shape[-axes - 1]
     before, after = counted if counted is not None else ((0,) * axes, (0,) * axes)
     results = window.output_shape(spatial)
+    require_size((channels, *window.kernel), "its kernel")
     counts = np.ones((1,) * axes)
     for k in range(axes):
+        require_size((results[k], window.kernel[k]), "what its windows meet")
         starts = np.arange(results[k]) * window.stride[k] - window.before[k]
         met = starts[:, None] + window.dilation[k] * np.arange(window.kernel[k])
         inside = ((met >= -before[k]) & (met < spatial[k] + after[k])).sum(1)

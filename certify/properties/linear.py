@@ -154,9 +154,9 @@ def query_of(
     """The cases of `common and (first or second or ...) and ...`.
 
     Raises:
-        QueryError: for too many inputs or outputs, inputs without both limits, boxes that are all empty, constraints that relate inputs to
-            each other or to outputs, coefficients beyond doubles, or too many cases. Its `line` is the `at` of
-            the constraint.
+        QueryError: for too many inputs, outputs or cases, inputs without both limits, boxes that are all empty,
+            constraints that relate inputs to each other or to outputs, or coefficients beyond doubles. Its `line`
+            is the `at` of the constraint.
     """
     if max(sizes.n_inputs, sizes.n_outputs) > sizes.max_numbers:
         raise QueryError(

@@ -3,7 +3,7 @@ import inspect
 import io
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import onnx
@@ -178,7 +178,8 @@ def whole_numbers(model):
 GEMM = ONNX_CASES["Gemm"].model()
 LONG = {"a": ints(0)[0], "b": ints(2**60)[0], "c": ints(1)[0]}
 TALL = {"a": normal(2**15, 1), "b": normal(1, 2**15)}
-OUTSIDE = ["../outside.bin", "/etc/passwd", "", "sub/../../outside.bin", "link.bin", "absent"]
+LOW = np.zeros(2**15, dtype=np.int64)
+WIDE = {"pads": [2**16] * 4, "strides": [2**18] * 2}
 
 
 @pytest.mark.parametrize(
@@ -216,11 +217,37 @@ OUTSIDE = ["../outside.bin", "/etc/passwd", "", "sub/../../outside.bin", "link.b
             "at most",
         ),
         (
-            Case(
-                FLAT, [("Mul", "a b", {}), ("Add", "x 0", {})], {"a": normal(2**15, 1), "b": normal(1, 2**15)}
-            ).model(),
+            Case(FLAT, [("Mul", "a b", {}), ("Add", "x 0", {})], TALL).model(),
             certify.InvalidInputError,
             "at most",
+        ),
+        (
+            Case(FLAT, [("MatMul", "a b", {}), ("Add", "x 0", {})], TALL).model(),
+            certify.InvalidInputError,
+            r"'MatMul_0'.*at most",
+        ),
+        (
+            Case(FLAT, [("Gather", "a i", {}), ("Add", "x 0", {})], {"a": TALL["b"], "i": LOW}).model(),
+            certify.InvalidInputError,
+            r"'Gather_0'.*at most",
+        ),
+        (one("Gather", (1, 2**15), "x i", i=LOW).model(), certify.InvalidInputError, "at most"),
+        *(
+            (one(kind, (1, 1, 4, 4), **WIDE, kernel_shape=[2**17] * 2).model(), certify.InvalidInputError, "at most")
+            for kind in ("MaxPool", "AveragePool")
+        ),
+        (
+            one("MaxPool", (1, 1, 2**10, 2**10), kernel_shape=[2**8] * 2).model(),
+            certify.InvalidInputError,
+            "what its windows meet",
+        ),
+        (one("Conv", (1, 1, 4, 4), "x w", w=normal(1, 1, 3, 3), **WIDE).model(), certify.InvalidInputError, "padded"),
+        (
+            one(
+                "ConvTranspose", (1, 1, 4, 4), "x w", w=normal(1, 1, 3, 3), pads=[2**17] * 4, strides=[2**17] * 2
+            ).model(),
+            certify.InvalidInputError,
+            "padding",
         ),
         (one("MatMul", FLAT, "x x").model(), certify.UnsupportedOp, "depend on the input"),
         (one("MatMul", FLAT, "x w", w=normal(5, 2)).model(), certify.InvalidInputError, r"'MatMul_0'.*last axis of 5"),
@@ -239,6 +266,21 @@ OUTSIDE = ["../outside.bin", "/etc/passwd", "", "sub/../../outside.bin", "link.b
 )
 def test_bad_files_are_named(content, error, message):
     with pytest.raises(error, match=message):
+        graph_from_onnx(content)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([("Relu", "x", {}), ("Relu", "0", {}), ("Relu", "1", {})], None),
+        ([*[("ConstantOfShape", "s", {})] * 5, ("Relu", "x", {})], "computed constants have more than 100"),
+        ([("Tile", "x r", {}), *[("Relu", f"{k}", {}) for k in range(3)]], "values have more than 100"),
+    ],
+)
+def test_values_and_computed_constants_have_a_limit_in_all(nodes, message, monkeypatch):
+    monkeypatch.setattr("certify.ir.build._MOST", 100)
+    content = Case(FLAT, nodes, {"s": ints(24), "r": ints(1, 5)}).model()
+    with nullcontext() if message is None else pytest.raises(certify.InvalidInputError, match=message):
         graph_from_onnx(content)
 
 
