@@ -11,7 +11,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    import numpy as np
+
+    from certify.properties import Query
+    from certify.verdict import QueryVerdict, Witness
 
 _STARTED = perf_counter()
 
@@ -28,7 +31,7 @@ CAPABILITIES = {
     "multiple-input-output-theories": ("SIO",),
     "multiple-network-theories": ("SNET",),
     "multiple-node-comparison-theories": ("SNC",),
-    "arithmetic-complexity-theories": ("BND", "OUTC", "LIN"),
+    "arithmetic-complexity-theories": ("BND", "OUTC"),
     "optimised-disjunctive-reasoning": ("true",),
     "serialise-assignments": ("false",),
     "unsat-proofs": ("false",),
@@ -40,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, TypeError, NotImplementedError, ImportError, OSError, RuntimeError) as error:
-        print(f"certify {options.command}: error: {error}", file=sys.stderr)
+    except (ValueError, TypeError, NotImplementedError, ImportError, OSError, RuntimeError, MemoryError) as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        print(f"certify {options.command}: error: {told}", file=sys.stderr)
         return 2
     return 0
 
@@ -123,17 +127,18 @@ def _verify(options: argparse.Namespace) -> None:
 
     query = read_vnnlib(options.query)
     path = _network(options.network, query.declared.network if query.declared else None)
-    left = None if options.timeout is None else options.timeout - (perf_counter() - _STARTED)
-    # Reading the files may have taken all the time already: then the search gives up at once.
-    left = None if left is None else max(left, 1e-3)
+    left = options.timeout
+    if left is not None and left > 0:
+        # Reading the files may have taken all the time already: then the search gives up at once.
+        left = max(left - (perf_counter() - _STARTED), 1e-3)
     verdict = verify_vnnlib(
         path, query, timeout=left, method=options.method, seed=options.seed, workers=options.workers
     )
+    if options.results is not None:
+        options.results.write_text(_vnncomp(verdict))
     print(_WORDS[verdict.answer.name])
     if verdict.witness is not None:
         _print_witness(verdict.witness, query)
-    if options.results is not None:
-        options.results.write_text(_vnncomp(verdict))
     if options.verbose:
         print(verdict, file=sys.stderr)
 
@@ -181,16 +186,12 @@ def _supports(options: argparse.Namespace) -> None:
 
 
 def _accuracy(options: argparse.Namespace) -> None:
-    import numpy as np
-
     from certify.accuracy import certified_accuracy
     from certify.ir.module import module_from_onnx
 
-    with np.load(options.data, allow_pickle=False) as data:
-        missing = {"X", "y"} - set(data.files)
-        if missing:
-            raise ValueError(f"{options.data} has the arrays {data.files}; expected X (inputs) and y (labels)")
-        X, y = data["X"][: options.limit], data["y"][: options.limit]
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit is {options.limit}; expected at least 1")
+    X, y = (array[: options.limit] for array in _labelled(options.data))
     report = certified_accuracy(
         module_from_onnx(options.network),
         X,
@@ -201,3 +202,21 @@ def _accuracy(options: argparse.Namespace) -> None:
         domain=options.domain,
     )
     print(report)
+
+
+def _labelled(path: Path) -> "tuple[np.ndarray, np.ndarray]":
+    """The arrays X and y of an .npz file."""
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no .npz file, or damaged; expected one with X (inputs) and y (labels)")
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            if not {"X", "y"} <= set(data.files):
+                raise ValueError(f"{path} has the arrays {data.files}; expected X (inputs) and y (labels)")
+            return data["X"], data["y"]
+    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error

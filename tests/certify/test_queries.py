@@ -310,14 +310,57 @@ def test_verify_uses_the_names_of_version_2(small, capsys):
         (["--network", "N=absent.onnx"], "absent.onnx"),
         (["--network", "absent.onnx"], "NAME=FILE"),
         (["--network", "N=a", "--network", "M=b"], "NAME=FILE"),
+        (["--network", "N=abs.onnx", "--timeout", "0"], "timeout is 0.0; expected a positive number"),
+        (["--network", "N=abs.onnx", "--timeout", "-5"], "timeout is -5.0; expected a positive number"),
+        (["--network", "N=abs.onnx", "--timeout", "nan"], "timeout is nan; expected a positive number"),
+        (["--network", "N=abs.onnx", "--results", "absent/results.txt"], "absent/results.txt"),
+        (["--network", "N=future.onnx"], "onnxruntime cannot load the network"),
     ],
 )
-def test_bad_input_ends_with_status_2_and_prints_no_answer(small, capsys, arguments, message):
-    _, folder = small
+def test_bad_input_ends_with_status_2_and_prints_no_answer(small, capsys, monkeypatch, arguments, message):
+    network, folder = small
+    monkeypatch.chdir(folder)
+    model = onnx.load(network)
+    model.opset_import[0].version = 99
+    onnx.save(model, folder / "future.onnx")
     assert main(["verify", str(ask(folder, "")), *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
+    assert captured.err.count("\n") == 1
     assert message in captured.err
+
+
+def test_supports_claims_no_more_than_is_read(small):
+    """LIN would be linear expressions of inputs, too."""
+    with pytest.raises(QueryError, match="relates an input to outputs"):
+        verify_vnnlib(small[0], ask(small[1], "(assert (<= Y_0 X_0))"))
+    assert CAPABILITIES["arithmetic-complexity-theories"] == ("BND", "OUTC")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", "cut", "flipped", "array"])
+def test_damaged_data_are_named(small, capsys, content):
+    network, folder = small
+    path = folder / "data.npz"
+    np.savez_compressed(path, X=np.arange(5000.0)[:, None], y=np.zeros(5000, dtype=int))
+    whole = path.read_bytes()
+    if content == "array":
+        with path.open("wb") as stream:
+            np.save(stream, np.zeros(3))
+    else:
+        flipped = whole[:300] + bytes(200) + whole[500:]
+        path.write_bytes({"cut": whole[:-100], "flipped": flipped}.get(content, content))
+    assert main(["accuracy", network, str(path), "--eps", "0.1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "damaged" in captured.err
+
+
+def test_a_limit_is_a_count(small, capsys):
+    network, folder = small
+    np.savez(folder / "data.npz", X=np.zeros((3, 1)), y=np.zeros(3, dtype=int))
+    assert main(["accuracy", network, str(folder / "data.npz"), "--eps", "0.1", "--limit", "-1"]) == 2
+    assert "--limit is -1" in capsys.readouterr().err
 
 
 def test_supports_answers_every_capability(capsys):
