@@ -81,7 +81,8 @@ def verify_vnnlib(
         SAT only with a witness that onnxruntime (torch, for a module) was run on: its outputs satisfy the
         constraints exactly, and it lies in the written box, or nearest to it where the box holds no number of
         the network's precision. UNSAT only if every part of every box is proved, with all rounding accounted for;
-        it is a statement about real arithmetic on the stored weights.
+        it is a statement about real arithmetic on the stored weights (for a torch module on the weights of its
+        simplified graph, see `graph_from_torch`).
 
     Raises:
         QueryError: for a property file that cannot be read or does not fit the network.
