@@ -6,9 +6,9 @@
 Instances lie in `vnn/` under `$CONVEXNN_SHARED` (default: `../shared` beside the repository), the known answers in
 `vnn/RESULTS_vnncomp2022.csv` (sat: a witness was replayed; unsat: claimed by a tool, no witness known). Every
 witness is replayed here once more, from the printed numbers. An answer that contradicts a known one, a witness
-that does not replay, or a peer that contradicts an answer makes the exit status 1. Wall and CPU seconds are those
-of the whole process, start included. The peer, vibecheck-nn from PyPI, runs beside it on the same instances, one
-process at a time; it belongs into a virtual environment of its own.
+that does not replay, or an unsat where nothing is known and the peer says sat makes the exit status 1. Wall and
+CPU seconds are those of the whole process, start included. The peer, vibecheck-nn from PyPI, runs beside it on the
+same instances, one process at a time; it belongs into a virtual environment of its own.
 """
 
 import argparse
@@ -163,6 +163,14 @@ def judge(tally: Tally, instance: Instance, answer: Run, *, printed: bool) -> No
         tally.wrong.append(f"{instance.name}: the printed witness does not replay")
 
 
+def compare_answers(ours: Tally, peer: Tally, instance: Instance) -> None:
+    """Where nothing is known and the last answers differ: a sat was replayed if it is ours."""
+    answers = ours.runs[-1].answer, peer.runs[-1].answer
+    if instance.truth not in _DECIDED and set(answers) == set(_DECIDED):
+        blamed = peer if answers[0] == "sat" else ours
+        blamed.wrong.append(f"{instance.name}: {ours.tool} says {answers[0]}, {peer.tool} says {answers[1]}")
+
+
 def unpacked(path: Path, folder: Path) -> Path:
     """The file itself, or its content without compression: peers read plain files."""
     if path.suffix != ".gz":
@@ -187,6 +195,7 @@ def compare(options: argparse.Namespace, benchmark: str) -> list[str]:
                 plain = [str(unpacked(path, Path(folder))) for path in (instance.network, instance.query)]
                 words = [*shlex.split(options.peer_command), "verify", plain[1], "--network", f"N={plain[0]}", *end]
                 judge(peer, instance, run(words, options.timeout), printed=False)
+                compare_answers(ours, peer, instance)
             _tell(options, instance, [tally.runs[-1] for tally in (ours, peer) if tally.runs])
     print(f"\n{benchmark}, {options.timeout:g} s a property, whole processes one at a time\n{HEADER}\n{ours.row()}")
     if options.peer:
