@@ -65,32 +65,49 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class Conv(AbstractAffine):
-    """Cross-correlation, as every framework means by convolution: values (channels, *spatial).
+class _Kernels(AbstractAffine):
+    """What a convolution and its transpose have in common.
 
     Attributes:
-        weight: kernels; input channels are split into `groups` blocks, each read by its own output channels.
+        weight: the kernels of the convolution, (its outputs, its inputs in a block, *kernel).
         bias: one number per output channel.
-        spatial: spatial lengths of the input.
+        spatial: spatial lengths of the convolution's input.
         window: how the kernel moves.
-        groups: number of blocks.
+        groups: number of blocks of channels, each read by output channels of its own.
     """
 
     weight: Float[Any, "out in_of_group *kernel"]
-    bias: Float[Any, " out"]
+    bias: Float[Any, " channels"]
     spatial: Shape
     window: Window
     groups: int = 1
 
     @property
-    def _channels(self) -> int:
-        return int(self.weight.shape[1]) * self.groups
-
-    @property
     def terms(self) -> int:
-        """The entries of a kernel and the bias; in the transpose the kernels that meet an entry."""
+        """The entries of a kernel, or the kernels that meet an entry, and the bias."""
         fan_out = int(self.weight.shape[0]) // self.groups
         return max(int(self.weight.shape[1]), fan_out) * prod(self.window.kernel) + 1
+
+    @property
+    def _per_channel(self) -> Any:
+        return self.bias.reshape((-1, *[1] * len(self.spatial)))
+
+    def offset_size(self) -> Any:
+        """|b|."""
+        return abs(self._per_channel)
+
+    def offset(self, rows: Any) -> Any:
+        """c'b."""
+        return row_sums(rows * self._per_channel)
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(_Kernels):
+    """Cross-correlation, as every framework means by convolution: values (channels, *spatial)."""
+
+    @property
+    def _channels(self) -> int:
+        return int(self.weight.shape[1]) * self.groups
 
     def output_shape(self, *inputs: Shape) -> Shape:
         """(out, *spatial), of (channels, *spatial)."""
@@ -105,19 +122,11 @@ class Conv(AbstractAffine):
 
     def forward(self, *values: Any) -> Any:
         """w * x + b."""
-        return convolve(values[0], self.weight, self.window, self.groups) + _per_channel(self)
+        return convolve(values[0], self.weight, self.window, self.groups) + self._per_channel
 
     def spread(self, *radii: Any) -> Any:
         """|w| * r."""
         return convolve(radii[0], abs(self.weight), self.window, self.groups)
-
-    def offset_size(self) -> Any:
-        """|b|."""
-        return abs(_per_channel(self))
-
-    def offset(self, rows: Any) -> Any:
-        """c'b."""
-        return row_sums(rows * _per_channel(self))
 
     def adjoint(self, rows: Any) -> tuple[Any, ...]:
         """The transposed convolution of the rows."""
@@ -127,28 +136,8 @@ class Conv(AbstractAffine):
 
 
 @dataclass(frozen=True, eq=False)
-class ConvTranspose(AbstractAffine):
-    """The transpose of a convolution, plus a bias.
-
-    Attributes:
-        weight: the kernels of that convolution: its outputs are the inputs here.
-        bias: one number per output channel.
-        spatial: spatial lengths of the result.
-        window: how the kernel moves over the result.
-        groups: number of blocks.
-    """
-
-    weight: Float[Any, "in out_of_group *kernel"]
-    bias: Float[Any, " out"]
-    spatial: Shape
-    window: Window
-    groups: int = 1
-
-    @property
-    def terms(self) -> int:
-        """The kernels that meet an entry and the bias; in the transpose the entries of a kernel."""
-        fan_in = int(self.weight.shape[0]) // self.groups
-        return max(int(self.weight.shape[1]), fan_in) * prod(self.window.kernel) + 1
+class ConvTranspose(_Kernels):
+    """The transpose of a convolution, plus a bias: that convolution's outputs are the inputs here."""
 
     def output_shape(self, *inputs: Shape) -> Shape:
         """(out, *spatial), of (in, *spatial)."""
@@ -163,29 +152,17 @@ class ConvTranspose(AbstractAffine):
     def forward(self, *values: Any) -> Any:
         """w' * x + b."""
         result = convolve_transposed(values[0], self.weight, self.window, self.groups, self.spatial)
-        return result + _per_channel(self)
+        return result + self._per_channel
 
     def spread(self, *radii: Any) -> Any:
         """|w|' * r."""
         return convolve_transposed(radii[0], abs(self.weight), self.window, self.groups, self.spatial)
-
-    def offset_size(self) -> Any:
-        """|b|."""
-        return abs(_per_channel(self))
-
-    def offset(self, rows: Any) -> Any:
-        """c'b."""
-        return row_sums(rows * _per_channel(self))
 
     def adjoint(self, rows: Any) -> tuple[Any, ...]:
         """The convolution of the rows."""
         flat = rows.reshape((prod(rows.shape[:2]), *rows.shape[2:]))
         back = convolve(flat, self.weight, self.window, self.groups)
         return (back.reshape((*rows.shape[:2], *back.shape[1:])),)
-
-
-def _per_channel(op: Conv | ConvTranspose) -> Any:
-    return op.bias.reshape((-1, *[1] * len(op.spatial)))
 
 
 def convolve(values: Any, weight: Any, window: Window, groups: int) -> Any:
