@@ -35,9 +35,7 @@ def _reshape(call: Call, data: Array, shape: Any = None) -> Array:
 
 
 def _flatten(call: Call, data: Array) -> Array:
-    axis = call.get("axis", 1)
-    axis += data.ndim if axis < 0 else 0
-    return data.reshape((prod(data.shape[:axis]), -1))
+    return data.reshape((prod(data.shape[: call.get("axis", 1)]), -1))
 
 
 def _transpose(call: Call, data: Array) -> Array:
@@ -59,9 +57,7 @@ def _slice(call: Call, data: Array, starts: Any = None, ends: Any = None, axes: 
     step = _ints(steps) or (1,) * len(first)
     cut = [slice(None)] * data.ndim
     for axis, begin, end, jump in zip(along, first, last, step, strict=True):
-        length = data.shape[axis]
-        # Going down, an end below the first entry means to take that one too; Python would count it from behind.
-        cut[axis] = slice(begin, None if jump < 0 and end < -length else end, jump)
+        cut[axis] = slice(begin, end, jump)
     return data[tuple(cut)]
 
 

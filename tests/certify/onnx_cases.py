@@ -66,13 +66,19 @@ ONNX_CASES: dict[str, Case] = {
     "BatchNormalization": one(
         "BatchNormalization", IMAGE, "x s b m v", opset=9, s=normal(2), b=normal(2), m=normal(2), v=normal(2) ** 2 + 1
     ),
+    "BatchNormalization, epsilon": one(
+        "BatchNormalization", IMAGE, "x s b m v", epsilon=0.5, s=normal(2), b=normal(2), m=normal(2), v=normal(2) ** 2
+    ),
     "Cast": one("Cast", FLAT, to=TensorProto.FLOAT),
     "Clip": one("Clip", FLAT, "x _ h", h=np.array(0.3, dtype=np.float32)),
     "Clip, old": one("Clip", FLAT, opset=7, min=-0.2, max=0.5),
+    "Clip, far": one("Clip", FLAT, opset=7, min=-5.0, max=4.0),
+    "Clip, lowest": one("Clip", FLAT, opset=7, min=-3.4028234663852886e38, max=0.5),
     "Clip, unbounded": one("Clip", FLAT, opset=7, min=0.1),
     "Concat": one("Concat", FLAT, "x c x", c=normal(1, 2), axis=1),
     "Conv": one("Conv", IMAGE, "x w b", w=normal(4, 1, 3, 2), b=normal(4), group=2, pads=[1, 0, 2, 1], strides=[2, 1]),
     "Conv, same": one("Conv", IMAGE, "x w", w=normal(3, 2, 3, 2), auto_pad="SAME_UPPER", strides=[2, 2], opset=7),
+    "Conv, valid": one("Conv", IMAGE, "x w", w=normal(3, 2, 3, 2), auto_pad="VALID"),
     "Conv, 1d": one("Conv", (1, 2, 7), "x w", w=normal(3, 2, 3), dilations=[2], pads=[2, 2]),
     "Conv, 3d": one("Conv", (1, 1, 3, 4, 3), "x w", w=normal(2, 1, 2, 2, 2)),
     "ConvTranspose": one(
@@ -93,10 +99,10 @@ ONNX_CASES: dict[str, Case] = {
     "Flatten": one("Flatten", IMAGE, axis=-2),
     "Gather": one("Gather", IMAGE, "x i", i=ints(3, -1, 0), axis=2),
     "Gemm": one("Gemm", FLAT, "x w b", w=normal(3, 6), b=normal(3), transB=1, alpha=0.5, beta=2.0),
-    "Gemm, transposed": one("Gemm", (6, 1), "x w b", w=normal(6, 3), b=normal(1), transA=1),
+    "Gemm, transposed": one("Gemm", (6, 1), "x w b", w=normal(6, 3), b=normal(1), transA=1, beta=3.0),
     "GlobalAveragePool": one("GlobalAveragePool", IMAGE),
     "GlobalMaxPool": one("GlobalMaxPool", (1, 2, 3, 2)),
-    "HardSigmoid": one("HardSigmoid", FLAT, alpha=0.4),
+    "HardSigmoid": one("HardSigmoid", FLAT, alpha=0.4, beta=0.3),
     "Identity": one("Identity", FLAT),
     "LeakyRelu": one("LeakyRelu", FLAT, alpha=0.1),
     "MatMul": one("MatMul", (1, 3, 6), "x w", w=normal(6, 4)),
@@ -104,6 +110,7 @@ ONNX_CASES: dict[str, Case] = {
     "MatMul, left": one("MatMul", (1, 6, 2), "w x", w=normal(4, 6)),
     "Max": one("Max", FLAT, "x c x", c=normal(6)),
     "MaxPool": one("MaxPool", IMAGE, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1], ceil_mode=1, opset=10),
+    "MaxPool, last window outside": one("MaxPool", IMAGE, kernel_shape=[2, 1], strides=[3, 3], ceil_mode=1),
     "Min": one("Min", FLAT, "c x", c=normal(1)),
     "Mul": one("Mul", IMAGE, "x c", c=normal(2, 1, 1)),
     "Neg": one("Neg", FLAT),
@@ -116,6 +123,7 @@ ONNX_CASES: dict[str, Case] = {
     "ReduceMean, new": one("ReduceMean", IMAGE, "x a", opset=18, a=ints(2), keepdims=0),
     "ReduceMin": one("ReduceMin", (1, 2, 3), axes=[1]),
     "ReduceSum": one("ReduceSum", IMAGE, "x a", a=ints(1)),
+    "ReduceSum, of nothing": one("ReduceSum", IMAGE, noop_with_empty_axes=1),
     "Relu": one("Relu", FLAT),
     "Reshape": one("Reshape", IMAGE, "x s", s=ints(0, -1, 5)),
     "Sigmoid": one("Sigmoid", FLAT),
@@ -124,6 +132,9 @@ ONNX_CASES: dict[str, Case] = {
     "SpaceToDepth": one("SpaceToDepth", (1, 1, 4, 6), blocksize=2),
     "Split": Case(IMAGE, [("Split", "x s", {"axis": 2, "_outputs": 2}), ("Sub", "0 0.1", {})], {"s": ints(3, 3)}, 13),
     "Split, old": Case(IMAGE, [("Split", "x", {"axis": 2, "_outputs": 3}), ("Sub", "0.2 0.1", {})], {}, 7),
+    "Split, unequal": Case(
+        IMAGE, [("Split", "x", {"axis": 3, "num_outputs": 2, "_outputs": 2}), ("Concat", "0.1 0", {"axis": 3})], {}, 18
+    ),
     "Squeeze": one("Squeeze", (1, 1, 6), "x a", a=ints(1)),
     "Sub": one("Sub", FLAT, "c x", c=normal(6)),
     "Sum": one("Sum", FLAT, "x c x", c=normal(6)),
