@@ -92,7 +92,8 @@ def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise InvalidInputError(f"{path} has {path.stat().st_size} bytes; expected at most {_LARGEST_FILE}")
-        return path.read_bytes()
+        with path.open("rb") as stream:  # what is no plain file tells no size
+            return stream.read(_LARGEST_FILE)
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {error.strerror}; check the path of the network") from error
 
