@@ -135,6 +135,14 @@ def test_simplify_leaves_a_node_with_two_readers_alone():
     torch.testing.assert_close(simplify(graph)(inputs), graph(inputs))
 
 
+def test_simplify_counts_the_readers_of_an_identity_it_drops():
+    graph = Graph.start((3,)).append(Linear(normal(3, 3), normal(3))).append(Reshape((3,), (3,)))
+    graph = graph.append(ReLU()).append(Linear(normal(3, 3, seed=6), normal(3)), 2).append(Sum((1.0, 1.0)), 3, 4)
+    inputs = normal(20, 3, seed=7)
+    assert len(simplify(graph).nodes) == 5
+    torch.testing.assert_close(simplify(graph)(inputs), graph(inputs))
+
+
 def test_simplify_drops_what_nobody_reads():
     graph = Graph.start((3,)).append(ReLU()).append(Linear(normal(2, 3), normal(2)), 0)
     assert [type(n.op) for n in simplify(graph).nodes[1:]] == [Linear]

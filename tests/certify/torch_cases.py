@@ -107,6 +107,7 @@ FLAT: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "true_divide": lambda x: torch.true_divide(x, 3.0),
     "truediv": lambda x: x / 7.0,
+    "mul, of a sum": lambda x: (2.0 * x + constant(6)) * constant(6, seed=1),
     "written in place": written_in_place,
     "written in place, a copy kept": lambda x: (2.0 * x).clone().relu_() + keeps_a_copy(x + 1.0),
     "pad": lambda x: F.pad(x.view(-1, 3, 2), (1, 2, 1, -1), value=0.5),
@@ -156,6 +157,9 @@ WINDOWS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "feature_alpha_dropout": (nn.FeatureAlphaDropout(), "image"),
     "residual": (Residual(), "image"),
     "linear": (nn.Sequential(nn.Linear(4, 3), nn.Flatten(), nn.Linear(30, 2)), "image"),
+    "batch_norm, before groups": (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 4, 2, groups=2)), "image"),
+    "max_pool1d, last window outside": (nn.MaxPool1d(1, 7, ceil_mode=True), "line"),
+    "avg_pool1d, last window outside": (nn.AvgPool1d(2, 4, padding=1, ceil_mode=True), "line"),
 }
 
 
