@@ -1,4 +1,5 @@
 import inspect
+from math import prod
 
 import numpy as np
 import pytest
@@ -77,6 +78,16 @@ def test_every_operation_is_listed_and_has_its_rule():
 def test_affine_operations_know_their_transpose(name):
     op, *shapes = AFFINE[name]
     adjoint_matches_forward(op, tuple(shapes), seed=3)
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_terms_pay_for_the_longest_sum_in_either_direction(name):
+    op, *shapes = AFFINE[name]
+    out = op.output_shape(*shapes)
+    rows = op.adjoint(torch.eye(prod(out), dtype=torch.float64).reshape((1, -1, *out)))
+    used = torch.cat([row.reshape((prod(out), -1)) != 0 for row in rows], dim=1)
+    # A sum of one product is exact where the factor is 1, and one rounding is within the slack where it is not.
+    assert max(int(used.sum(1).max()), int(used.sum(0).max())) <= max(op.terms, 1)
 
 
 @pytest.mark.parametrize("name", AFFINE)

@@ -111,6 +111,7 @@ FLAT: dict[str, Callable[[Tensor], Tensor]] = {
     "written in place": written_in_place,
     "written in place, a copy kept": lambda x: (2.0 * x).clone().relu_() + keeps_a_copy(x + 1.0),
     "pad": lambda x: F.pad(x.view(-1, 3, 2), (1, 2, 1, -1), value=0.5),
+    "pad, of moved entries": lambda x: F.pad(x.view(-1, 3, 2).flip(1), (1, 2)),
     "pad, reflected": lambda x: F.pad(x.view(-1, 2, 3), (2, 1), mode="reflect"),
 }
 
