@@ -108,6 +108,7 @@ def test_the_batch_axis_is_left_out():
     assert graph_from_onnx(one("Relu", ("N", 6)).model()).input_shape == (6,)
     assert graph_from_onnx(one("Relu", (1, 6)).model()).output_shape == (6,)
     assert graph_from_onnx(one("Relu", (6,)).model()).output_shape == (6,)
+    assert graph_from_onnx(one("Relu", (1,)).model()).input_shape == (1,)
     assert graph_from_onnx(one("Relu", (5, 6)).model()).output_shape == (5, 6)
 
 

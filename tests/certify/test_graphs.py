@@ -52,6 +52,7 @@ AFFINE = {
     "Maximum": (Maximum(), (4,), (4,)),
     "Conv 1d": (Conv(normal(4, 3, 2), normal(4), (7,), Window((2,), (3,), (2,), (2,), (2,))), (3, 7)),
     "Conv 2d": (Conv(normal(4, 3, 3, 2), normal(4), (5, 6), SAME), (3, 5, 6)),
+    "Conv to many": (Conv(normal(5, 1, 2), normal(5), (6,), Window((2,), (1,), (0,), (0,), (1,))), (1, 6)),
     "Conv in groups": (Conv(normal(6, 2, 3, 2), normal(6), (6, 5), SAME, 3), (6, 6, 5)),
     "Conv 3d": (
         Conv(normal(2, 1, 2, 2, 2), normal(2), (3, 4, 3), Window((2,) * 3, (1, 2, 1), (0,) * 3, (0,) * 3, (1,) * 3)),
