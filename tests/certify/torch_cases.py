@@ -160,6 +160,7 @@ WINDOWS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "linear": (nn.Sequential(nn.Linear(4, 3), nn.Flatten(), nn.Linear(30, 2)), "image"),
     "batch_norm, before groups": (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 4, 2, groups=2)), "image"),
     "max_pool1d, last window outside": (nn.MaxPool1d(1, 7, ceil_mode=True), "line"),
+    "avg_pool1d, last window half outside": (nn.AvgPool1d(2, ceil_mode=True), "line"),
     "avg_pool1d, last window outside": (nn.AvgPool1d(2, 4, padding=1, ceil_mode=True), "line"),
 }
 
