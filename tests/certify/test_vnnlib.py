@@ -115,6 +115,17 @@ def test_box_contains_the_decimal_numbers():
     assert case.excess(np.array([0.1, 0.0])) > 0
 
 
+def test_coefficients_are_exact_by_a_common_scale_or_kept_as_written():
+    scaled = parse_vnnlib1(DECLARED + BOX + "(assert (<= (+ (* 0.1 Y_0) (* 0.3 Y_1)) 0.2))").cases[0]
+    assert scaled.A.tolist() == [[1, 3, 0]]
+    assert (scaled.b.tolist(), scaled.written_rows) == ([2], None)
+    # No scale makes both doubles, and 1e-31 as a double is too large here.
+    kept = parse_vnnlib1(DECLARED + BOX + "(assert (<= (* 1e-31 Y_0) Y_1))").cases[0]
+    y = np.array([1e31, 1.0, 0.0])
+    assert Fraction(kept.A[0, 0]) * Fraction(1e31) > 1
+    assert kept.holds_for(y)
+
+
 def test_cases_with_one_box_share_it():
     options = "(assert (or (<= Y_0 Y_1) (<= Y_0 Y_2) (and (<= X_0 0) (<= Y_1 Y_2))))"
     query = parse_vnnlib1(DECLARED + BOX + options)
