@@ -10,7 +10,7 @@ at every relaxed entry. No autograd graph is built.
 Nothing here is rounded outward: an ascent finds parameters, and `certify.bounds.backward` judges them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -147,14 +147,16 @@ class Forms:
         ends = []
         for slot in self.slots:
             record, own = relaxation_of(self.graph.nodes[slot.node].op), self.pieces[slot.node].lower_slope
-            ends.append([v.flatten(1) for v in record.free_slopes(*self.bounds[slot.source]) or (own, own)])
-        least, most = zip(*ends, strict=True)
-        return torch.cat(least, 1), torch.cat(most, 1)
+            ends.append(record.free_slopes(*self.bounds[slot.source]) or (own, own))
+        return self._joined(least for least, _ in ends), self._joined(most for _, most in ends)
+
+    def _joined(self, parts: Iterable[Float[Tensor, "batch *shape"]]) -> Float[Tensor, "batch n"]:
+        """One part for every slot, flat; of width 0 where nothing is relaxed."""
+        return torch.cat([self.constants[:, :0], *(part.flatten(1) for part in parts)], 1)
 
     def least_area(self) -> Parameters:
         """The parameters of CROWN: no multipliers, equal weights."""
-        empty = [self.constants[:, :0]]
-        slopes = torch.cat([self.pieces[s.node].lower_slope.flatten(1) for s in self.slots] or empty, 1)
+        slopes = self._joined(self.pieces[s.node].lower_slope for s in self.slots)
         count = self.constants.shape[1]
         weights = None if count == 1 else torch.full_like(self.constants, 1 / count)
         return Parameters(slopes, None, weights)
@@ -206,7 +208,7 @@ class Forms:
     def relaxed_values(self, at: Substituted, parameters: Parameters) -> dict[int, Tensor]:
         """The value of every node at the minimiser when every relaxed entry follows the line that was used."""
         slots = {s.node: s for s in self.slots}
-        needed = self.start if parameters.weights is not None else max(s.source for s in self.slots)
+        needed = self.start if parameters.weights is not None else max((s.source for s in self.slots), default=0)
         values = {0: at.point.unflatten(1, self.graph.input_shape)}
         for k, node in enumerate(self.graph.nodes[1 : needed + 1], start=1):
             if any(i not in values for i in node.inputs):
@@ -225,14 +227,19 @@ class Forms:
     def gradient(self, at: Substituted, parameters: Parameters) -> Parameters:
         """Of the bounds with respect to the parameters."""
         values = self.relaxed_values(at, parameters)
-        slopes = torch.cat([(at.positive[s.node] * values[s.source]).flatten(1) for s in self.slots], 1)
+        slopes = self._joined(at.positive[s.node] * values[s.source] for s in self.slots)
         multipliers = weights = None
         if parameters.multipliers is not None:
-            multipliers = -torch.cat([values[s.source].flatten(1) for s in self.slots], 1)
+            multipliers = -self._joined(values[s.source] for s in self.slots)
         if parameters.weights is not None:
             outputs = values[self.start].flatten(1)
             weights = torch.einsum("bcn,bn->bc", self.rows.flatten(2), outputs) + self.constants
         return Parameters(slopes, multipliers, weights)
+
+    def mean_coefficients(self, at: Substituted) -> Float[Tensor, "batch n"]:
+        """By slot: the size that multipliers have to be compared with."""
+        sizes = ((at.positive[s.node] - at.negative[s.node]).flatten(1) for s in self.slots)
+        return self._joined(size.mean(1, keepdim=True).expand_as(size) for size in sizes)
 
 
 def _dots(left: Float[Tensor, "batch n"], right: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
@@ -278,15 +285,6 @@ class Rates:
     slopes: float = 0.4
     multipliers: float = 1.0
     weights: float = 0.5
-
-
-def _mean_coefficients(forms: Forms, at: Substituted) -> Float[Tensor, "batch n"]:
-    """By slot: the size that multipliers have to be compared with."""
-    parts = []
-    for slot in forms.slots:
-        size = (at.positive[slot.node] - at.negative[slot.node]).flatten(1)
-        parts.append(size.mean(1, keepdim=True).expand_as(size))
-    return torch.cat(parts, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,7 +348,7 @@ def ascend(
         if count == steps or bool((best.value > enough).all()) or (stop is not None and stop()):
             break
         if mover is None:
-            scale = 1.0 if start.multipliers is None else _mean_coefficients(forms, at)
+            scale = 1.0 if start.multipliers is None else forms.mean_coefficients(at)
             mover = _Mover(forms, rates or Rates(), signs, states, scale)
         now = mover.step(now, forms.gradient(at, now), count)
     assert best is not None

@@ -200,6 +200,28 @@ def test_ties_at_zero_are_unsafe():
         assert search_phases(graph, [case], deadline=Deadline(30.0)).finding is finding
 
 
+def test_a_network_without_relus_is_searched_too():
+    """Conditions that exclude each other, 3 : 1, on an affine network of more inputs than boxes are split for."""
+    n = 30
+    network = nn.Sequential(nn.Linear(n, 1)).double().eval()
+    sides = {"UNSAT": 0.3, "SAT": -0.6}
+    for answer, gap in sides.items():
+        A, b = np.array([[1.0], [-3.0]]), np.array([-0.1, -gap])
+        query = certify.Query((Case(-np.ones(n), np.ones(n), A, b),))
+        assert certify.verify_vnnlib(network, query).answer.name == answer
+
+
+@pytest.mark.parametrize("method", ["auto", "complete"])
+def test_a_tie_of_an_affine_network_is_not_decided(method):
+    network = nn.Sequential(nn.Linear(2, 2)).double().eval()
+    with torch.no_grad():
+        network[0].weight.copy_(torch.eye(2))
+        network[0].bias.zero_()
+    verdict = certify.verify(network, [0.5, -0.5], label=0, eps=0.5, method=method)
+    assert verdict.status is not certify.Status.VERIFIED
+    assert -1e-9 < verdict.worst_margin <= 0
+
+
 def test_several_boxes_and_cases_are_one_search():
     graph = random_network(2, 3, 6, 2)
     first, second = box_around(3, 2, 0.2), box_around(3, 3, 0.2)

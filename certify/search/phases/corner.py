@@ -46,7 +46,9 @@ def by_linear_program(root: Root, leaf: Leaves) -> tuple[Leaves, Float[Tensor, "
 
 
 def _parameters(root: Root, leaf: Leaves, bounds: Bounds, multipliers: Tensor, weights: Tensor) -> Parameters:
-    active = torch.cat([(bounds.lower[s.source] >= 0).flatten(1) for s in root.slots], 1).double()
+    active = torch.zeros((1, root.width), dtype=torch.float64)
+    for slot in root.slots:
+        slot.of(active)[:] = bounds.lower[slot.source] >= 0
     if root.trees.real.shape[1] == 1:
         # The one condition has weight 1; multipliers are relative to it.
         return Parameters(active, multipliers / weights.clamp(min=1e-9))
@@ -68,7 +70,7 @@ def _affine_maps(
             values.append(values[relaxed[k]] * (bounds.lower[relaxed[k]] >= 0))
         else:
             values.append(node.op.forward(*(values[i] for i in node.inputs)))
-    entries = torch.cat([values[slot.source].flatten(1) for slot in root.slots], 1)
+    entries = torch.cat([points[:, :0], *(values[slot.source].flatten(1) for slot in root.slots)], 1)
     return _map(entries), _map(values[-1].flatten(1))
 
 
