@@ -77,6 +77,24 @@ def test_the_bound_never_falls_and_interrupting_changes_nothing():
     assert progress.proved
 
 
+def test_the_bound_is_below_a_witness():
+    """Unsafe in one corner of ten dimensions, which samples miss: a box's own corner is the witness."""
+    n = 10
+    layers = [(np.ones((1, n)), np.array([0.125 - n])), (-np.ones((1, 1)), np.zeros(1))]
+    case = Case(-np.ones(n), np.ones(n), np.ones((1, 1)), np.array([-0.0625]))
+    search = InputSearch.of(Chain.of(layers), [case])
+    found = []
+
+    def replay(x, k):
+        found.append(float(search.chain.values(x[None])[0, 0]) + 0.0625)
+        return found[-1] <= 0
+
+    progress = search.run(search.start(), replay, Deadline(20.0))
+    assert progress.found
+    assert progress.boxes > 0
+    assert progress.bound <= found[-1]
+
+
 def test_processes_prove_the_same():
     search = hard_search()
     progress = run_shared(search, search.start(), never, Deadline(60.0), 2, 10**9)

@@ -174,18 +174,19 @@ class InputSearch:
         if not len(left):
             return progress
         lower, upper = lower[left], upper[left]
+        known = tuple((low[left], high[left]) for low, high in layers.bounds())
+        parts = Open(lower, upper, value[left], known)
         tops, form = _worst(planes.select(left), best[left])
         corner = np.where(form > 0, lower, upper)
         points = np.concatenate([corner, 0.5 * lower + 0.5 * upper])
         if replay_best(self.chain, self.targets, points, replay).min() == -np.inf:
-            return replace(progress, found=True)
+            return replace(progress, open=(*rest, parts), found=True)
         tick()
         free = self.sizes.free
         slope = (np.abs(form) * boxes.radius[left])[:, free]
         score = split_scores(self.chain, layers, tops, slope, left)
         score *= ((upper - lower) / (boxes.upper[left] - boxes.lower[left]))[:, free]
-        known = tuple((low[left], high[left]) for low, high in layers.bounds())
-        return _split(progress, Open(lower, upper, value[left], known), score, free)
+        return _split(progress, parts, score, free)
 
 
 def _take(waiting: tuple[Open, ...], most: int) -> tuple[tuple[Open, ...], Open]:
