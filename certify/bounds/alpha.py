@@ -83,7 +83,12 @@ class Relaxed:
         return lower_bound(self.graph, region.minimum, steps, form, multipliers=multipliers).squeeze(1)
 
     def _weighted(self, form: Form, inputs: Int[Tensor, " batch"], weights: Float[Tensor, "batch conditions"]) -> Form:
-        """One form for all conditions; what the sum rounds off is paid for by the size of the values."""
+        """One form for all conditions; what the sum rounds off is paid for by the size of the values.
+
+        It is below the largest condition only if the weights sum to one: single precision and solvers leave them
+        off by more than the rounding here.
+        """
+        weights = weights / weights.sum(1, keepdim=True)
         rows, constant = form.rows.flatten(2), form.constant
         size = self.bounds.size(form.node)[inputs].flatten(1)
         total = torch.einsum("bc,bcn->bn", weights, rows.abs()).mul(size).sum(1) + (weights * constant.abs()).sum(1)

@@ -222,6 +222,16 @@ def test_a_tie_of_an_affine_network_is_not_decided(method):
     assert -1e-9 < verdict.worst_margin <= 0
 
 
+@pytest.mark.parametrize("gap", [-100.0, 100.0])
+@pytest.mark.parametrize("count", [2, 3, 5, 7])
+def test_equal_conditions_have_the_bound_of_one(count, gap):
+    """Of an affine map with exact arithmetic: however the weights were rounded, no bound is above the minimum."""
+    graph = graph_from_layers([(torch.tensor([[1.0, 2.0, -3.0]]).double(), torch.tensor([0.5]).double())])
+    case = Case(-np.ones(3), np.ones(3), np.ones((count, 1)), np.full(count, -5.5 - gap))
+    outcome = search_phases(graph, [case], deadline=Deadline(), confirm=lambda x, case: False, effort=NO_ATTACK)
+    assert gap - 1e-9 < float(outcome.bound) <= gap
+
+
 def test_several_boxes_and_cases_are_one_search():
     graph = random_network(2, 3, 6, 2)
     first, second = box_around(3, 2, 0.2), box_around(3, 3, 0.2)
