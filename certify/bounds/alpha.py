@@ -75,7 +75,8 @@ class Relaxed:
         steps = {k: step.select(inputs) for k, step in self.steps.items()}
         multipliers = {}
         for slot in slots_below(self.graph, form.node):
-            steps[slot.node] = relaxed_step(self.graph.nodes[slot.node], bounds, slot.of(parameters.slopes))
+            slopes = slot.of(parameters.slopes)
+            steps[slot.node] = relaxed_step(self.graph, self.graph.nodes[slot.node], bounds, slopes)
             if parameters.multipliers is not None:
                 multipliers[slot.node] = slot.of(parameters.multipliers).unsqueeze(1)
         if parameters.weights is not None:

@@ -55,17 +55,18 @@ def make_step(graph: Graph, node: Node, bounds: Bounds, slope: float | None = No
     if isinstance(node.op, AbstractAffine):
         return _affine_step(graph, node, bounds)
     same = None if slope is None else torch.full_like(bounds.lower[node.inputs[0]], slope)
-    return relaxed_step(node, bounds, same)
+    return relaxed_step(graph, node, bounds, same)
 
 
 def _affine_step(graph: Graph, node: Node, bounds: Bounds) -> Step:
     assert isinstance(node.op, AbstractAffine)
     size = node.op.spread(*(bounds.size(i) for i in node.inputs)) + node.op.offset_size()
-    # `terms` holds for both directions; a coefficient that several nodes read is a sum over them, too.
+    # `terms` holds for both directions; a coefficient that several nodes read is a sum over them, too, and the
+    # constant is one over all nodes.
     return Step(gamma(node.op.terms + len(graph.nodes), size.dtype) * flat_length(size.unsqueeze(1)))
 
 
-def relaxed_step(node: Node, bounds: Bounds, slope: Float[Tensor, "batch *shape"] | None = None) -> Step:
+def relaxed_step(graph: Graph, node: Node, bounds: Bounds, slope: Float[Tensor, "batch *shape"] | None = None) -> Step:
     """The step through the linear pieces of a node, with given lower slopes where these are free."""
     (source,) = node.inputs
     pieces = relaxation_of(node.op).pieces(*bounds[source], slope)
@@ -75,7 +76,7 @@ def relaxed_step(node: Node, bounds: Bounds, slope: Float[Tensor, "batch *shape"
         shift = torch.maximum(shift, pieces.lower_intercept.abs())
     size = bounds.size(source)
     moved = steep * flat_length(size.unsqueeze(1)) + flat_length(shift.unsqueeze(1))
-    return Step(gamma(size[0].numel(), size.dtype) * moved, steep, pieces)
+    return Step(gamma(size[0].numel() + len(graph.nodes), size.dtype) * moved, steep, pieces)
 
 
 def flat_length(rows: Float[Tensor, "batch rows *shape"]) -> Float[Tensor, "batch rows"]:
@@ -127,7 +128,7 @@ def output_form(
     """rows.(flattened output) + constants."""
     like, size = bounds.lower[0], (*rows.shape[:2], *graph.output_shape)
     rows, constant = rows.to(like).reshape(size), constants.to(like)
-    return Form(graph.output, rows, constant, gamma(0, like.dtype) * constant.abs())
+    return Form(graph.output, rows, constant, gamma(len(graph.nodes), like.dtype) * constant.abs())
 
 
 def lower_bound(

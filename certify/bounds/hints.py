@@ -119,7 +119,7 @@ def _steps(many: Question, hints: Hints, upto: int) -> dict[int, Step]:
     for k in range(1, upto + 1):
         node = graph.nodes[k]
         affine = isinstance(node.op, AbstractAffine)
-        steps[k] = make_step(graph, node, bounds) if affine else relaxed_step(node, bounds, hints.slopes.get(k))
+        steps[k] = make_step(graph, node, bounds) if affine else relaxed_step(graph, node, bounds, hints.slopes.get(k))
     return steps
 
 

@@ -8,6 +8,7 @@ from certify_cases import METHODS, seeded
 
 from certify.ir.graph import Graph
 from certify.ir.ops import Linear, ReLU
+from certify.properties import Margins
 from certify.regions import Box, LpBall
 from certify.rounding import cast_down, cast_up, gamma
 
@@ -131,3 +132,17 @@ def test_gamma_covers_a_sum_in_single_precision():
         running = running + term
     true = terms[:2000].double().sum()
     assert abs(running.double() - true) <= gamma(2000, torch.float32) * true
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_a_large_constant_is_rounded_once_at_every_node(method):
+    """100 additions of 0.6 units in its last place, each rounded up to 1."""
+    step, layers, large = 0.6 * 2.0**-26, 100, 2.0**26 + 1.0
+    graph = Graph.start((1,))
+    for _ in range(layers):
+        graph = graph.append(Linear(torch.ones(1, 1).double(), torch.full((1,), step).double())).append(ReLU())
+    region = Box(torch.zeros(1, 1).double(), torch.full((1, 1), 1e-3).double())
+    ones = torch.ones(1, 1).double()
+    margins = Margins(ones[None], large * ones, torch.zeros(1, 1).long(), torch.zeros(1).bool())
+    bound = method.margins(graph, region, method(graph, region), margins)
+    assert Fraction(bound.item()) <= Fraction(large) + layers * Fraction(step)

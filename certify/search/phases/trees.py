@@ -66,7 +66,7 @@ class Trees:
         """The conditions of some trees as forms on the output."""
         rows = self.rows[trees].reshape((len(trees), -1, *self.graph.output_shape))
         constants = self.constants[trees]
-        error = gamma(0, constants.dtype) * constants.abs().amax(1, keepdim=True)
+        error = gamma(len(self.graph.nodes), constants.dtype) * constants.abs().amax(1, keepdim=True)
         return Form(self.graph.output, rows, constants, error)
 
     def even_weights(self) -> Float[Tensor, "trees conditions"]:
