@@ -16,9 +16,9 @@ def representable(x: np.ndarray, case: Case, dtype: np.dtype) -> np.ndarray:
     """The point (n,) in another precision, inside the written box wherever that holds a number of it."""
     assert case.written_lower is not None
     assert case.written_upper is not None
-    with np.errstate(over="ignore"):
-        near = x.astype(dtype)
     lower, upper = case.written_lower, case.written_upper
+    with np.errstate(over="ignore"):
+        near = np.minimum(np.maximum(x, lower), upper).astype(dtype)
     up = np.where(near.astype(np.float64) < lower, np.nextafter(near, dtype.type(np.inf)), near)
     moved = np.where(up.astype(np.float64) > upper, np.nextafter(up, dtype.type(-np.inf)), up)
     inside = (moved.astype(np.float64) >= lower) & (moved.astype(np.float64) <= upper)

@@ -197,6 +197,19 @@ def test_a_box_without_a_float32_has_the_nearest_one(small):
     assert "outside the written box" in str(verdict)
 
 
+def test_a_point_of_the_searched_box_is_moved_into_the_written_one():
+    """Which may be smaller by more than a unit in the last place, at either end."""
+    case = Case(
+        np.zeros(2),
+        np.ones(2),
+        np.zeros((0, 1)),
+        np.zeros(0),
+        written_lower=np.full(2, 0.25),
+        written_upper=np.full(2, 0.75),
+    )
+    assert representable(np.array([0.0, 1.0]), case, np.dtype(np.float64)).tolist() == [0.25, 0.75]
+
+
 def test_representable_points_stay_inside_where_they_can():
     generator = np.random.default_rng(0)
     for _ in range(200):
