@@ -20,8 +20,8 @@ _CHECK_INPUTS = 16
 _CHECK_TOLERANCE = 1e-8  # of the largest output; both sides run in float64
 
 
-def graph_from_torch(module: nn.Module, *, input_shape: Shape | None = None) -> Graph:
-    """The simplified graph of a module, in float64, checked against the module on random inputs.
+def graph_from_torch(module: nn.Module, *, input_shape: Shape | None = None, simplified: bool = True) -> Graph:
+    """The graph of a module, in float64, checked against the module on random inputs.
 
     The module's forward pass is run once on a tensor without numbers, so that any Python in it is followed:
     nested modules, branches and loops on shapes, functions and methods, residual sums, hooks. The list of
@@ -30,6 +30,7 @@ def graph_from_torch(module: nn.Module, *, input_shape: Shape | None = None) -> 
     Args:
         module: the network; it is only read. Its first axis has to be the batch.
         input_shape: shape of one input, without the batch axis; default `(in_features,)` of the first layer.
+        simplified: whether to merge consecutive affine operations, which rounds their products.
 
     Raises:
         UnsupportedOp: for a function without a rule, naming it and the module that calls it.
@@ -44,7 +45,7 @@ def graph_from_torch(module: nn.Module, *, input_shape: Shape | None = None) -> 
     reference = copy.deepcopy(module).double().cpu()
     builder = Builder(shape)
     output = record(reference, builder, builder.reshape(builder.input, (1, *shape)))
-    graph = builder.finish(_without_batch(builder, output)).map_arrays(torch.as_tensor)
+    graph = builder.finish(_without_batch(builder, output), simplified=simplified).map_arrays(torch.as_tensor)
     _check(graph, reference)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     return graph.map_arrays(lambda v: v.to(device))

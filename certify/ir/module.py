@@ -75,6 +75,9 @@ class ModuleRun:
 
 
 def numpy_graph(module: nn.Module, shape: Shape | None) -> Graph:
-    """The graph of a module with numpy arrays."""
-    graph = module.graph if isinstance(module, GraphModule) else graph_from_torch(module, input_shape=shape)
+    """The graph of a module with numpy arrays, not simplified where it is read here."""
+    if isinstance(module, GraphModule):
+        graph = module.graph
+    else:
+        graph = graph_from_torch(module, input_shape=shape, simplified=False)
     return graph.map_arrays(lambda array: array.cpu().numpy() if isinstance(array, Tensor) else array)

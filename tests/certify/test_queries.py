@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +18,7 @@ import torch
 import certify
 from certify.cli import CAPABILITIES, main
 from certify.errors import InvalidInputError, QueryError
-from certify.properties.query import Case, Query
+from certify.properties.query import Case, Query, enclose
 from certify.queries import verify_vnnlib
 from certify.search.deadline import Deadline, OutOfTimeError
 from certify.search.inputs.chain import Chain
@@ -149,6 +150,22 @@ def test_boundaries_count_as_unsafe_unless_strict(small):
     ]
     assert answers[0] is answers[2] is Answer.SAT
     assert answers[1] is not Answer.SAT
+
+
+@pytest.mark.parametrize("method", ["inputs", "phases"])
+@pytest.mark.parametrize("seed", [1, 8])
+def test_layers_of_a_module_are_not_merged_behind_the_proof(seed, method):
+    """Two layers whose products cancel to the last digit: merged, they are another network."""
+    generator = np.random.default_rng(seed)
+    a, b, c = 1 + generator.random(3)
+    weights = np.array([[a], [b]]), np.array([[c, -c * a / b]])
+    network = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False)).double().eval()
+    with torch.no_grad():
+        for layer, weight in zip(network, weights, strict=True):
+            layer.weight.copy_(torch.from_numpy(weight))
+    exact = sum(Fraction(v) * Fraction(w) for v, w in zip(weights[0][:, 0], weights[1][0], strict=True))
+    case = Case(np.ones(1), np.ones(1), np.ones((1, 1)), np.array([enclose(exact)[1]]))
+    assert verify_vnnlib(network, Query((case,)), method=method).answer is not Answer.UNSAT
 
 
 def test_a_case_without_output_constraints_is_satisfiable(small):
