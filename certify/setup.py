@@ -10,7 +10,7 @@ from certify.errors import InvalidInputError, InvalidTypeError
 from certify.inputs import as_domain, as_radius
 from certify.ir.from_torch import graph_from_torch
 from certify.ir.graph import Graph
-from certify.ir.module import GraphModule
+from certify.ir.module import GraphModule, precision_of
 from certify.ir.ops import Shape
 from certify.properties import margins_of_labels
 from certify.regions import NORMS, LpBall
@@ -24,13 +24,6 @@ def plan_of(method: str | Plan) -> Plan:
     if method not in PLANS:
         raise InvalidInputError(f"method is {method!r}; expected one of {', '.join(PLANS)}, or a Plan")
     return PLANS[method]
-
-
-def _precision(network: nn.Module) -> tuple[torch.dtype, torch.device]:
-    for value in (*network.parameters(), *network.buffers()):
-        if value.is_floating_point():
-            return value.dtype, value.device
-    return torch.float64, torch.device("cpu")
 
 
 def _graph_of(network: nn.Module, shape: Shape) -> Graph:
@@ -63,7 +56,7 @@ def make_problem(
         raise InvalidInputError(
             f"the network's output has shape {graph.output_shape}; expected one score for each class"
         )
-    dtype, device = _precision(network)
+    dtype, device = precision_of(network)
     region = _balls(inputs.flatten(1).to(device), dtype, radius, norm, as_domain(domain, shape))
     margins = margins_of_labels(labels.to(device), graph.output_shape[0])
     return Problem(network, graph, region, margins, dtype)

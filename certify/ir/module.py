@@ -53,15 +53,28 @@ def module_from_onnx(source: str | os.PathLike[str] | bytes) -> GraphModule:
     return GraphModule(graph_from_onnx(source))
 
 
+def precision_of(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Of its first floating-point parameter or buffer; float64 on the CPU where it has none.
+
+    Raises:
+        InvalidInputError: for bfloat16.
+    """
+    for value in (*module.parameters(), *module.buffers()):
+        if value.dtype == torch.bfloat16:
+            raise InvalidInputError(
+                "the network is in bfloat16, and a counterexample is a numpy array, which has no such type;"
+                " convert it with .float()"
+            )
+        if value.is_floating_point():
+            return value.dtype, value.device
+    return torch.float64, torch.device("cpu")
+
+
 class ModuleRun:
     """A torch module as it is run on one input: precision and shape of the input, and outputs, in numpy."""
 
     def __init__(self, module: nn.Module, shape: Shape) -> None:
-        tensors = (*module.parameters(), *module.buffers())
-        floating = [tensor for tensor in tensors if tensor.is_floating_point()]
-        kind, self._device = (
-            (floating[0].dtype, floating[0].device) if floating else (torch.float64, torch.device("cpu"))
-        )
+        kind, self._device = precision_of(module)
         self._module = module
         self.dtype = torch.zeros((), dtype=kind).numpy().dtype
         self.shape = (1, *shape)

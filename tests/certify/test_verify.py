@@ -343,6 +343,15 @@ def test_bad_input_says_what_is_wrong(changes, error, message):
     assert isinstance(caught.value, certify.CertifyError)
 
 
+def test_a_precision_that_numpy_lacks_is_named():
+    network = nn.Sequential(nn.Linear(2, 2)).to(torch.bfloat16).eval()
+    with pytest.raises(certify.InvalidInputError, match="bfloat16"):
+        certify.verify(network, [0.1, 0.2], label=0, eps=5.0)
+    case = certify.Case(-np.ones(2), np.ones(2), np.ones((1, 2)), np.zeros(1))
+    with pytest.raises(certify.InvalidInputError, match="bfloat16"):
+        certify.verify_vnnlib(network, certify.Query((case,)))
+
+
 @pytest.mark.parametrize(
     ("X", "y", "error", "message"),
     [
