@@ -1,15 +1,19 @@
 """Bounds against exact rational arithmetic: no tolerance on the safe side."""
 
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
 import torch
 from certify_cases import METHODS, seeded
+from certify_laws import relaxation_brackets
 
 from certify.ir.graph import Graph
-from certify.ir.ops import Linear, ReLU
+from certify.ir.ops import Linear, ReLU, Sigmoid, Tanh
 from certify.properties import Margins
 from certify.regions import Box, LpBall
+from certify.relaxations import RELAXATIONS
+from certify.relaxations.sshape import SigmoidRelaxation
 from certify.rounding import cast_down, cast_up, gamma
 
 
@@ -116,6 +120,17 @@ def test_minima_of_balls_are_below_the_rational_value_of_any_point(norm):
         assert float(value - Fraction(bound)) <= 1e-13
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_minima_of_boxes_are_below_the_rational_minimum(dtype):
+    g = seeded(74)
+    lower = torch.rand(1, 30, generator=g).to(dtype)
+    region = Box(lower, lower + torch.rand(1, 30, generator=g).to(dtype))
+    rows = torch.randn(1, 100, 30, generator=g).to(dtype)
+    low, high = exact(region.lower)[0], exact(region.upper)[0]
+    for row, bound in zip(exact(rows[0]), exact(region.minimum(rows))[0], strict=True):
+        assert bound <= sum(min(w * a, w * b) for w, a, b in zip(row, low, high, strict=True))
+
+
 def test_casts_round_to_the_safe_side():
     values = torch.randn(1000, generator=seeded(71), dtype=torch.float64)
     low, high = cast_down(values, torch.float32).double(), cast_up(values, torch.float32).double()
@@ -132,6 +147,65 @@ def test_gamma_covers_a_sum_in_single_precision():
         running = running + term
     true = terms[:2000].double().sum()
     assert abs(running.double() - true) <= gamma(2000, torch.float32) * true
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_rounding_of_sums_that_cancel_is_counted(method, dtype):
+    """At one point: what the layers' products round off is far more than the slack of the region's own minimum."""
+    for seed in range(4):
+        g = seeded(seed)
+        point = 0.01 * torch.rand(1, 8, generator=g).to(dtype) + 1
+        first = 1e4 * torch.randn(1, 8, generator=g).to(dtype) + torch.rand(40, 8, generator=g).to(dtype)
+        shift = 20 - first @ point[0]
+        second, bias = torch.randn(6, 40, generator=g).to(dtype), torch.randn(6, generator=g).to(dtype)
+        second -= second.mean(1, keepdim=True)
+        rows = torch.randn(1, 10, 6, generator=g).to(dtype)
+        graph = Graph.start((8,)).append(Linear(first, shift)).append(ReLU()).append(Linear(second, bias))
+        hidden = [[v + b] for (v,), (b,) in pairs(product(exact(first), exact(point.T)), shift)]
+        outputs = [[v + b] for (v,), (b,) in pairs(product(exact(second), hidden), bias)]
+        bounds = method(graph, Box(point, point))
+        for low, (value,), high in zip(exact(bounds.lower[3])[0], outputs, exact(bounds.upper[3])[0], strict=True):
+            assert low <= value <= high
+        margins = Margins(rows, rows.new_zeros(1, 10), torch.zeros(1, 10).long(), torch.zeros(1).bool())
+        found = method.margins(graph, Box(point, point), bounds, margins)
+        assert all(
+            low <= value for low, (value,) in zip(exact(found)[0], product(exact(rows[0]), outputs), strict=True)
+        )
+
+
+def exactly(kind, z):
+    """The operation to 60 digits."""
+    with localcontext() as context:
+        context.prec = 60
+        power = (Decimal(z) * (-1 if kind is Sigmoid else -2)).exp()
+        found = {ReLU: max(Decimal(z), Decimal(0)), Sigmoid: 1 / (1 + power), Tanh: (1 - power) / (1 + power)}
+        return Fraction(found[kind])
+
+
+@pytest.mark.parametrize("kind", RELAXATIONS)
+def test_lines_hold_exactly_where_they_touch(kind):
+    """At both ends and at 0, with 60 digits: one unit in the last place on the wrong side would be seen."""
+    g = seeded(73)
+    lower = -3 * torch.rand(1, 100, generator=g, dtype=torch.float64)
+    upper = lower + 4 * torch.rand(1, 100, generator=g, dtype=torch.float64)
+    record = RELAXATIONS[kind]
+    pieces, ends = record.pieces(lower, upper), record.interval(lower, upper)
+    low = torch.zeros_like(lower) if pieces.lower_intercept is None else pieces.lower_intercept
+    lines = [exact(v)[0] for v in (pieces.lower_slope, low, pieces.upper_slope, pieces.upper_intercept, *ends)]
+    for a, b, k, h, c, d, e, f in zip(*exact(torch.cat([lower, upper])), *lines, strict=True):
+        for z in {a, b, min(max(Fraction(0), a), b)}:
+            value = exactly(kind, float(z))
+            assert k * z + h <= value <= c * z + d
+            assert e <= value <= f
+
+
+def test_a_tangent_at_the_wrong_place_costs_tightness_only():
+    class Inexact(SigmoidRelaxation):
+        def where_slope(self, k):
+            return 0.6 * super().where_slope(k)
+
+    relaxation_brackets(Inexact(), Sigmoid(), seed=4)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
