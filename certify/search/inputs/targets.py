@@ -144,10 +144,12 @@ def _combination(
     mine = slice(targets.starts[case], targets.starts[case] + targets.lengths[case])
     weights = _weights(planes.form[index, mine], planes.constant[index, mine], boxes, index, planes.value[index, mine])
     outputs = weights @ targets.A[mine]
+    # The chain's rounding covers sums as long as its layers are wide; there may be more conditions than that.
+    longer = max(1.0, weights.shape[1] / chain.widest)
     rows = Rows(
         (outputs @ chain.weights[-1])[:, None],
         (outputs @ chain.biases[-1] - weights @ targets.b[mine])[:, None],
-        (2 * weights @ targets.rows.size[mine])[:, None],
+        (2 * longer * weights @ targets.rows.size[mine])[:, None],
     )
     form, constant, value = _planes(chain, sizes, rows, layers, boxes, index)
     count, n = boxes.lower.shape
