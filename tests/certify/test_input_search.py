@@ -11,10 +11,11 @@ import pytest
 
 from certify.ir.graph import Graph
 from certify.ir.ops import Linear, ReLU
-from certify.properties.query import Case
+from certify.properties.query import Case, enclose
 from certify.search.deadline import Deadline
 from certify.search.inputs.bounds import Boxes, bound_layers
 from certify.search.inputs.chain import Chain
+from certify.search.inputs.cut import _cut
 from certify.search.inputs.network import chain_of
 from certify.search.inputs.search import InputSearch
 from certify.search.inputs.targets import bound_rows, combine
@@ -145,6 +146,20 @@ def test_bounds_are_below_exact_values(seed):
             plane = sum(Fraction(a) * v for a, v in zip(planes.form[0, row], values, strict=True))
             assert plane + Fraction(planes.constant[0, row]) <= true
             assert Fraction(planes.value[0, row]) <= true
+
+
+def test_a_cut_keeps_an_unsafe_corner_that_no_room_is_left_for():
+    """The plane is at most 0 at one corner only, where it is least: in rational arithmetic, the rounding is all."""
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        lower = generator.normal(size=5)
+        upper = lower + generator.random(5)
+        form = generator.normal(size=5)
+        corner = np.where(form > 0, lower, upper)
+        value = sum(Fraction(a) * Fraction(x) for a, x in zip(form.tolist(), corner.tolist(), strict=True))
+        constant = np.array([[enclose(-value)[0]]])
+        low, high = _cut(lower[None], upper[None], form[None, None], constant)
+        assert ((low[0] <= corner) & (corner <= high[0])).all()
 
 
 def test_merged_operations_count_their_rounding():
