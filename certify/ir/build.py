@@ -198,6 +198,21 @@ class Builder:
         op = Scale(*(_seen_as(array, value.shape, shape) for array in (scale, shift)))
         return Value(self._add(op, value.node).node, value.shape)
 
+    def batch_norm(self, value: Value, statistics: tuple[Any, Any], weight: Any = 1.0, offset: Any = 0.0) -> Value:
+        """(x - mean) weight / sqrt(variance) + offset, with one number of each for every channel.
+
+        In two steps: where the scaled mean and the offset cancel, their difference is off by more than its size
+        tells, while each of them is off by a few units of its own.
+
+        Args:
+            value: (batch, channels, ...).
+            statistics: the mean and the variance, epsilon included.
+        """
+        shape = (-1, *[1] * (len(value.shape) - 2))
+        mean, variance, weight, offset = (_array(v).reshape(shape) for v in (*statistics, weight, offset))
+        factor = weight / np.sqrt(variance)
+        return self.scale(self.scale(value, factor, -factor * mean), 1.0, offset)
+
     def combine(self, values: list[Value], coefficients: list[float]) -> Value:
         """c_1 x_1 + ... + c_k x_k, broadcast as numpy does."""
         shape = np.broadcast_shapes(*(v.shape for v in values))

@@ -129,12 +129,8 @@ def _batch_norm(
 ) -> Value:
     if call.get("training_mode", 0) or not call.get("spatial", 1):
         raise UnsupportedOp("batch normalisation is supported in inference mode, with one number for each channel")
-    weight, offset, centre, spread = (
-        _constant(v, "a statistic").reshape((-1, *[1] * (len(value.shape) - 2))) for v in (scale, shift, mean, variance)
-    )
-    factor = weight / np.sqrt(spread + call.get("epsilon", 1e-5))
-    # In two steps: where factor * centre and the offset cancel, their difference is off by more than its size tells.
-    return builder.scale(builder.scale(value, factor, -factor * centre), 1.0, offset)
+    weight, offset, centre, spread = (_constant(v, "a statistic") for v in (scale, shift, mean, variance))
+    return builder.batch_norm(value, (centre, spread + call.get("epsilon", 1e-5)), weight, offset)
 
 
 def _reduce(builder: Builder, call: Call, value: Value, axes: Operand = None) -> Value:

@@ -193,14 +193,9 @@ def _batch_norm(
         )
     _require_eval(training)
     mean, variance = _numbers(running_mean, "the mean"), _numbers(running_var, "the variance")
-    factor = 1.0 / np.sqrt(variance + eps)
-    if weight is not None:
-        factor = factor * _numbers(weight, "the weight")
-    shift = -factor * mean
-    if bias is not None:
-        shift = shift + _numbers(bias, "the bias")
-    shape = (-1, *[1] * (len(input.shape) - 2))
-    return builder.scale(input, factor.reshape(shape), shift.reshape(shape))
+    scale = 1.0 if weight is None else _numbers(weight, "the weight")
+    offset = 0.0 if bias is None else _numbers(bias, "the bias")
+    return builder.batch_norm(input, (mean, variance + eps), scale, offset)
 
 
 def _require_eval(training: bool) -> None:

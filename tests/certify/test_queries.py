@@ -206,6 +206,18 @@ def test_a_batch_normalisation_that_cancels_is_no_proof(mean):
             assert verify_vnnlib(network, query, method=method).answer is not Answer.UNSAT
 
 
+@pytest.mark.parametrize("mean", [49.0, 98.0, 103.0])
+@pytest.mark.parametrize("method", ["inputs", "phases"])
+def test_a_batch_normalisation_of_torch_that_cancels_is_no_proof(mean, method):
+    """The same, as torch has it: the real output at x = 0 is 0, which is unsafe from both sides."""
+    norm = torch.nn.BatchNorm1d(1, eps=0.0).double().eval()
+    torch.nn.init.ones_(norm.bias)
+    norm.running_mean[:], norm.running_var[:] = mean, mean**2
+    for sign in (1.0, -1.0):
+        query = Query((Case(np.zeros(1), np.zeros(1), np.array([[sign]]), np.zeros(1)),))
+        assert verify_vnnlib(norm, query, method=method).answer is not Answer.UNSAT
+
+
 def test_a_box_without_a_float32_has_the_nearest_one(small):
     network, folder = small
     verdict = verify_vnnlib(network, ask(folder, "(assert (= X_0 0.1)) (assert (<= Y_0 0.5))"))
