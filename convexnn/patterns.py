@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.optimize import linprog
 from torch import Tensor
 
 from convexnn.arrangement import cells, packed
@@ -14,6 +15,9 @@ from convexnn.errors import InvalidInputError
 
 _DRAWS_PER_PATTERN = 100
 _MOST_PATTERNS = 200_000
+_THIN = 1e-10  # slack, relative to the sample, below which rounding decides what is inside a cone
+_CLEAR = 1e-6  # length of a ray in a cell that is wide
+_IDLE_ROUNDS = 20
 _SMALL = 64  # samples up to which the number of patterns can be so small that it is counted before sampling
 
 
@@ -116,6 +120,7 @@ def _check_count(X: Float[Tensor, "n d"], count: Any) -> None:
 def enumerate_patterns(X: Float[Tensor, "n d"], most: int = _MOST_PATTERNS) -> Patterns:
     """Every activation pattern with an open cone, with centred directions.
 
+    Cones narrower than about 1e-10 are left out: every neuron in one is that near to a cone beside it.
     Ranks one and two by sorting, higher ranks by adding one hyperplane after the other.
 
     Raises:
@@ -132,7 +137,58 @@ def enumerate_patterns(X: Float[Tensor, "n d"], most: int = _MOST_PATTERNS) -> P
         )
     points = torch.from_numpy(cells(X.double().cpu().numpy())).to(X)
     found = of_directions(X, points)
-    return replace(centred(X, found), complete=True)
+    if len(found) < expected:
+        found = _with_neighbours(X, found)
+    found = centred(X, found)
+    found = _widened(X, found, torch.nonzero(_width(X, found) <= _THIN)[:, 0])
+    wide = _width(X, found) > _THIN
+    return Patterns(found.D[wide], found.gates[wide], found.n_drawn, complete=True)
+
+
+def _with_neighbours(X: Float[Tensor, "n d"], patterns: Patterns) -> Patterns:
+    """And the wide cells that rays out of the known ones enter, until many rounds of rays find nothing new.
+
+    Samples that are parallel up to rounding can put the direction of a wide cell on the wrong side of one of them.
+    """
+    generator, idle = torch.Generator().manual_seed(0), 0
+    while idle < _IDLE_ROUNDS:
+        rays = torch.randn(patterns.gates.shape, generator=generator, dtype=torch.float64).to(X)
+        hits = -(patterns.gates @ X.T) / (rays @ X.T)
+        hits = torch.where(hits > 0, hits, torch.inf).sort(1).values
+        ends = torch.cat([hits[:, 1:], torch.full_like(hits[:, :1], torch.inf)], 1).clamp(max=1e3)
+        inside = torch.argmax((ends - hits > _CLEAR * (1 + hits)).to(torch.uint8), dim=1, keepdim=True)
+        middle = 0.5 * (hits + ends).gather(1, inside)
+        entered = torch.where(torch.isfinite(middle), patterns.gates + middle * rays, patterns.gates)
+        more = patterns.joined(of_directions(X, entered / entered.norm(dim=1, keepdim=True)))
+        idle = 0 if len(more) > len(patterns) else idle + 1
+        patterns = replace(more, n_drawn=patterns.n_drawn)
+    return patterns
+
+
+def _width(X: Float[Tensor, "n d"], patterns: Patterns) -> Float[Tensor, " P"]:
+    """The smallest slack of each direction, of unit length, relative to the sample's norm; zero samples have none."""
+    live = X.norm(dim=1) > 0
+    slack = (2.0 * patterns.D[:, live].to(X) - 1.0) * (patterns.gates @ X[live].T) / X[live].norm(dim=1)
+    return slack.amin(1) if bool(live.any()) else torch.ones_like(patterns.gates[:, 0])
+
+
+def _widened(X: Float[Tensor, "n d"], patterns: Patterns, which: Int[Tensor, " k"]) -> Patterns:
+    """With directions of the largest smallest slack for these patterns, by linear programming.
+
+    A direction at a boundary does not mean that its cone is narrow: Newton's method can fail to leave it.
+    """
+    gates, live = patterns.gates.clone(), X.norm(dim=1) > 0
+    rows = (X[live] / X[live].norm(dim=1, keepdim=True)).cpu().numpy()
+    for p in which.tolist():
+        signed = np.where(patterns.D[p, live].cpu().numpy()[:, None], rows, -rows)
+        A, b = np.concatenate([-signed, np.ones((len(rows), 1))], 1), np.zeros(len(rows))
+        cost, bounds = np.append(np.zeros(X.shape[1]), -1.0), [(-1.0, 1.0)] * X.shape[1] + [(None, 1.0)]
+        found = linprog(cost, A_ub=A, b_ub=b, bounds=bounds)
+        if found.x is not None and np.linalg.norm(found.x[:-1]) > 0:
+            gates[p] = torch.from_numpy(found.x[:-1] / np.linalg.norm(found.x[:-1])).to(gates)
+    moved = replace(patterns, gates=gates)
+    better = _width(X, moved) > _width(X, patterns)
+    return replace(patterns, gates=torch.where(better[:, None], gates, patterns.gates))
 
 
 def patterns_of(
@@ -176,7 +232,7 @@ def centred(X: Float[Tensor, "n d"], patterns: Patterns, steps: int = 40) -> Pat
         inverse = 1.0 / slack
         gradient = g - (S * inverse) @ X / len(X)
         H = eye + torch.einsum("pn,ni,nj->pij", inverse**2, X, X) / len(X)
-        move = -torch.linalg.solve(H, gradient)
+        move = -torch.linalg.solve_ex(H, gradient).result  # not finite where H is singular
         ratio = -(S * (move @ X.T)) / slack
         decrement = (-(gradient * move).sum(1) * len(X)).clamp(min=0.0).sqrt()
         step = torch.minimum(1 / (1 + decrement), 0.9 / ratio.amax(1).clamp(min=1e-9))

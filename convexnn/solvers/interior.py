@@ -178,7 +178,8 @@ def _advance(program: AbstractProgram, maps: BlockMap, at: Iterate, part: Abstra
     length = min(1.0, _reach(at, affine))
     mu = at.complementarity()
     accurate = length > 0.1
-    sigma = min(1.0, max((at.moved(length, affine).complementarity() / mu) ** 3, 1e-4)) if accurate else 0.8
+    left = min(1.0, at.moved(length, affine).complementarity() / mu)
+    sigma = max(left**3, 1e-4) if accurate else 0.8
     second = 1.0 if accurate else 0.0
     cone = -jordan_product(scaling.lam, scaling.lam)
     cone = cone - second * jordan_product(scaling.apply_inverse(affine.x), scaling.apply(affine.z))

@@ -87,6 +87,20 @@ def test_enumeration_of_samples_in_special_position(kind):
     assert len(of_live) <= pattern_count(len(X), int(torch.linalg.matrix_rank(X)))
 
 
+@pytest.mark.parametrize("width", [1e-5, 1e-7, 1e-8, 1e-9, 1e-10])
+def test_enumeration_of_samples_almost_in_special_position(width):
+    """Every random direction away from kinks has its pattern in the list, and every listed cone is open."""
+    for seed in range(6):
+        grid, move = normal(8, 3, seed=seed).sign(), normal(8, 3, seed=seed + 100).round()
+        X = grid + width * move
+        patterns = enumerate_patterns(X)
+        slack = (2.0 * patterns.D - 1) * (patterns.gates @ X.T) / X.norm(dim=1)
+        assert float(slack.min()) > 1e-10
+        U = normal(2000, 3, seed=seed)
+        clear = (U @ X.T).abs().amin(1) > 1e-6
+        assert rows(U[clear] @ X.T >= 0) <= rows(patterns.D)
+
+
 def test_enumeration_announces_what_is_hopeless():
     with pytest.raises(InvalidInputError, match=r"activation patterns, which take .* GiB"):
         enumerate_patterns(normal(500, 20, seed=0))

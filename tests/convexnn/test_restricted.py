@@ -161,6 +161,17 @@ def test_degenerate_data(method, change):
     assert np.isfinite(result.objective)
 
 
+def test_exact_bound_on_samples_almost_in_special_position():
+    """Cones as narrow as rounding: no crash, and the bound stays below a network found without patterns."""
+    for seed in range(3):
+        X = (normal(7, 3, seed=seed).sign() + 1e-10 * normal(7, 3, seed=seed + 50).round()).numpy()
+        y = targets_of("squared", 7, seed)
+        options = {"weight_decay": 0.02, "hidden_bias": False, "output_bias": False, "random_state": 0, "tol": 1e-6}
+        exact, best = train(X, y, method="exact", **options), train(X, y, **options)
+        assert exact.bound <= best.objective * (1 + 1e-7)
+        assert exact.objective >= best.bound * (1 - 1e-6)
+
+
 @pytest.mark.parametrize("count", [0, -3, 1.5, "many"])
 @pytest.mark.parametrize("method", ["interior-point", "scp"])
 def test_bad_numbers_of_patterns(method, count):
