@@ -93,7 +93,7 @@ def test_admm_and_interior_point_equal_clarabel_on_thirty_instances(kind, loss, 
         expected = optimum(program)
         tol = 5e-3 if loss == "hinge" else 1e-4
         check(program, solve_admm(program, ProgramLimits(tol, max_steps=60_000)), tol, expected)
-        check(program, solve_working_set(program, ProgramLimits(1e-7)), 5e-7, expected)
+        check(program, solve_working_set(program, ProgramLimits(1e-7)), 1e-7, expected)
 
 
 @pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"hinge"}))
