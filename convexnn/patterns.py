@@ -18,7 +18,7 @@ _MOST_PATTERNS = 200_000
 _THIN = 1e-10  # slack, relative to the sample, below which rounding decides what is inside a cone
 _CLEAR = 1e-6  # length of a ray in a cell that is wide
 _IDLE_ROUNDS = 20
-_SMALL = 64  # samples up to which the number of patterns can be so small that it is counted before sampling
+_SMALL = 64  # samples up to which the rank is computed before sampling
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Patterns:
     gates: Float[Tensor, "P d"]
     n_drawn: int  # directions that were looked at, those with a pattern known before included
     complete: bool = False  # every pattern that exists is here
+    n_random: int = 0  # of these, Gaussian directions' patterns: what the scenario bound counts
 
     def __len__(self) -> int:
         return self.D.shape[0]
@@ -47,7 +48,8 @@ class Patterns:
         """These patterns, then those of ``other`` that are new."""
         n_drawn = self.n_drawn + other.n_drawn
         both = _distinct(torch.cat([self.D, other.D]), torch.cat([self.gates, other.gates]))
-        return replace(both, n_drawn=n_drawn, complete=self.complete or other.complete)
+        n_random = self.n_random + other.n_random
+        return replace(both, n_drawn=n_drawn, complete=self.complete or other.complete, n_random=n_random)
 
     def __str__(self) -> str:
         kind = "all patterns" if self.complete else "patterns"
@@ -86,7 +88,7 @@ def sample_patterns(X: Float[Tensor, "n d"], count: Any, generator: torch.Genera
 
     Raises:
         InvalidInputError: count below one, or above the number of patterns that n samples of this
-            rank can have.
+            rank can have (of more than 64 samples the rank is not looked at).
     """
     _check_count(X, count)
     gates, limit = X.new_zeros((0, X.shape[1])), _DRAWS_PER_PATTERN * count
@@ -100,15 +102,13 @@ def sample_patterns(X: Float[Tensor, "n d"], count: Any, generator: torch.Genera
         # Only directions up to the last one that was needed count as drawn.
         drawn = drawn - (len(D) - batch) + int(first[-1]) + 1 if len(first) == count else drawn + batch
         D, gates = D[first], gates[first]
-    return Patterns(D, gates, drawn)
+    return Patterns(D, gates, drawn, n_random=len(D))
 
 
 def _check_count(X: Float[Tensor, "n d"], count: Any) -> None:
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
         raise InvalidInputError(f"{count!r} patterns were asked for; an integer of at least 1 is expected.")
-    if len(X) > _SMALL:
-        return
-    rank = int(torch.linalg.matrix_rank(X))
+    rank = int(torch.linalg.matrix_rank(X)) if len(X) <= _SMALL else X.shape[1]
     exist = pattern_count(len(X), rank)
     if count > exist:
         raise InvalidInputError(

@@ -3,22 +3,22 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from convexnn.duality import judge
+from convexnn.duality import DualPoint, dual_point, judge
 from convexnn.errors import InvalidInputError
 from convexnn.neurons import Neurons, no_neurons, unit_rows
 from convexnn.patterns import Patterns, enumerate_patterns, improvement_probability, patterns_of, sample_patterns
-from convexnn.pricing import ColumnPairs, distinct
+from convexnn.pricing import Candidates, ColumnPairs, distinct, evaluate
 from convexnn.problem import Problem
 from convexnn.programs import AbstractProgram, ConvexPoint, GatedProgram, ReLUProgram
 from convexnn.programs.base import neurons_of
 from convexnn.result import ProgramReport, Status, TraceEntry, relative_gap
 from convexnn.solvers.admm import solve_admm
-from convexnn.solvers.answer import ProgramAnswer, ProgramLimits
+from convexnn.solvers.answer import ProgramAnswer, ProgramLimits, better
 from convexnn.solvers.fista import solve_fista
 from convexnn.solvers.loop import Answer, Limits
 from convexnn.solvers.reference import solve_reference
@@ -35,6 +35,7 @@ _POLISH = 1e-2  # gap at which ADMM hands over where a smaller one is asked for
 _AROUND = 6  # cones of a neuron on a kink that a refinement tries
 _ADDED = 30
 _PATIENCE = 3
+_ROUNDING = 1e-9  # of a correlation, relative to the weight decay
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,16 @@ def _admm_and_polish(
     started, polish = time.perf_counter(), _by_size(program) == "interior-point"
     rough = replace(limits, tol=max(limits.tol, _POLISH)) if polish else limits
     found = solve_admm(program, rough, start=start, dtype=how.dtype, report=report)
-    if found.judgement.gap(program.problem.floor()) <= limits.tol or not polish:
+    if found.judgement.gap(program.problem.floor()) <= limits.tol or not polish or found.status is Status.INTERRUPTED:
         return found
     left = replace(limits, max_seconds=limits.max_seconds - (time.perf_counter() - started))
     if left.max_seconds <= 0:
         return found
     polished = solve_working_set(program, left, start=found.judgement.point, report=report)
-    return replace(polished, trace=(*found.trace, *polished.trace), n_steps=found.n_steps + polished.n_steps)
+    both = better(found, polished)
+    status = Status.CONVERGED if both.judgement.gap(program.problem.floor()) <= limits.tol else polished.status
+    steps, trace = found.n_steps + polished.n_steps, (*found.trace, *polished.trace)
+    return replace(both, status=status, trace=trace, n_steps=steps, raw=found.raw)
 
 
 def _answer(program: AbstractProgram, found: ProgramAnswer, limits: Limits) -> RestrictedAnswer:
@@ -142,37 +146,49 @@ def _answer(program: AbstractProgram, found: ProgramAnswer, limits: Limits) -> R
         outside = neurons_of(found.raw.U, program.signs, found.raw.bias)
         if problem.objective(outside) < objective:
             neurons, objective = outside, problem.objective(outside)
-    # With several outputs each neuron of the program feeds one of them: other networks are not covered.
-    complete = program.patterns.complete and problem.loss.n_outputs == 1 and program.cone is not None
     status: Status = Status.SOLVED if found.status is Status.CONVERGED else found.status
     if relative_gap(problem.objective(_constant(problem)), judgement.dual.bound, problem.floor()) <= limits.tol:
         neurons, status = _constant(problem), Status.CONVERGED  # which training reports as NULL
         objective = problem.objective(neurons)
-    # Merging neurons can leave the cones, and go below the bound of the program.
-    bound = min(judgement.dual.bound, objective)
+    bound, covered = _bound_with(program, found, neurons)
+    about = _report(program, found, complete=program.patterns.complete and covered)
+    # With several outputs each neuron of the program feeds one of them: other networks are not covered.
+    every = about.complete and problem.loss.n_outputs == 1 and program.cone is not None
     answer = Answer(neurons, objective, bound, status, found.trace, found.n_steps)
-    return RestrictedAnswer(answer, "all-patterns" if complete else "sampled-program", _report(program, found))
+    return RestrictedAnswer(answer, "all-patterns" if every else "sampled-program", about)
 
 
-def _report(program: AbstractProgram, found: ProgramAnswer) -> ProgramReport:
+def _bound_with(program: AbstractProgram, found: ProgramAnswer, neurons: Neurons) -> tuple[float, bool]:
+    """The program's bound with the network's neurons among its columns, and whether they were there already.
+
+    Neurons that were merged, or that ADMM left outside the cones, can go below the bound of the program
+    alone. If they do although every pattern was listed, the list was not complete.
+    """
+    dual = found.judgement.dual
+    wanted = torch.relu(unit_rows(neurons.W) @ program.problem.X.T) @ dual.V
+    largest = max((unit_rows(neurons.A) * wanted).sum(1).tolist(), default=0.0)
+    limit = program.problem.weight_decay
+    bound = dual.bound if largest <= limit else min(dual.bound, dual_point(program.problem, dual.V, largest).bound)
+    return bound, largest <= limit * (1 + _ROUNDING)
+
+
+def _report(program: AbstractProgram, found: ProgramAnswer, *, complete: bool) -> ProgramReport:
     patterns, judgement = program.patterns, found.judgement
     return ProgramReport(
         kind=program.name,
         n_patterns=len(patterns),
         n_drawn=patterns.n_drawn,
-        complete=patterns.complete,
+        complete=complete,
         objective=judgement.objective,
         bound=judgement.dual.bound,
         gap=judgement.gap(program.problem.floor()),
-        improvement_probability=_probability(program.problem, patterns),
+        improvement_probability=0.0 if complete else _probability(program.problem, patterns.n_random),
         confidence=CONFIDENCE,
     )
 
 
-def _probability(problem: Problem, patterns: Patterns) -> float:
-    if patterns.complete:
-        return 0.0
-    return improvement_probability(problem.loss.targets.numel(), len(patterns), 1 - CONFIDENCE)
+def _probability(problem: Problem, n_random: int) -> float:
+    return improvement_probability(problem.loss.targets.numel(), n_random, 1 - CONFIDENCE) if n_random else 1.0
 
 
 def _constant(problem: Problem) -> Neurons:
@@ -195,19 +211,22 @@ def _interrupted(program: AbstractProgram) -> RestrictedAnswer:
     constant = _constant(program.problem)
     objective = program.problem.objective(constant)
     answer = Answer(constant, objective, -math.inf, Status.INTERRUPTED, (), 0)
-    patterns = program.patterns
-    nothing = ProgramReport(
-        program.name,
-        len(patterns),
-        patterns.n_drawn,
-        patterns.complete,
-        objective,
-        -math.inf,
-        math.inf,
-        1.0,
-        CONFIDENCE,
+    return RestrictedAnswer(answer, "sampled-program", _unjudged(program))
+
+
+def _unjudged(program: AbstractProgram) -> ProgramReport:
+    objective, patterns = program.problem.objective(_constant(program.problem)), program.patterns
+    return ProgramReport(
+        kind=program.name,
+        n_patterns=len(patterns),
+        n_drawn=patterns.n_drawn,
+        complete=patterns.complete,
+        objective=objective,
+        bound=-math.inf,
+        gap=math.inf,
+        improvement_probability=1.0,
+        confidence=CONFIDENCE,
     )
-    return RestrictedAnswer(answer, "sampled-program", nothing)
 
 
 def _scp(
@@ -219,7 +238,7 @@ def _scp(
     U = sample_sphere(problem.n_inputs, count, generator).to(problem.X.device)
     found = solve_scp(problem, U, _limits(limits, 0.0), report=report)
     neurons = found.neurons.pruned(1e-9)
-    probability = improvement_probability(problem.loss.targets.numel(), count, 1 - CONFIDENCE)
+    probability = _probability(problem, count)
     gap = relative_gap(found.objective, found.dual.bound, problem.floor())
     about = ProgramReport("scp", count, count, False, found.objective, found.dual.bound, gap, probability, CONFIDENCE)
     status = Status.SOLVED if found.status is Status.CONVERGED and len(neurons) else found.status
@@ -229,12 +248,21 @@ def _scp(
 
 @dataclass
 class _Refinement:
-    """The best network so far, of any round: mutable, so that a limit loses nothing."""
+    """The best network and the best dual point so far, of any round: mutable, so that a limit loses nothing."""
 
+    problem: Problem
     neurons: Neurons
     objective: float
-    trace: list[TraceEntry]
+    dual: DualPoint | None = None  # that fresh starts were tried on
+    trace: list[TraceEntry] = field(default_factory=list)
     idle: int = 0
+
+    @property
+    def bound(self) -> float:
+        return self.dual.bound if self.dual is not None else -math.inf
+
+    def gap(self, bound: float) -> float:
+        return relative_gap(self.objective, bound, self.problem.floor())
 
     def see(self, neurons: Neurons, objective: float) -> None:
         enough = objective < self.objective * (1 - 1e-7)
@@ -242,45 +270,78 @@ class _Refinement:
         if objective < self.objective:
             self.neurons, self.objective = neurons, objective
 
+    def disprove(self, U: Tensor) -> None:
+        """Lower the bound to what these neurons leave of it."""
+        if self.dual is not None:
+            largest = max(evaluate(self.problem.X, self.dual.V, U).best(), self.problem.weight_decay)
+            self.dual = dual_point(self.problem, self.dual.V, largest)
+
+    def status(self, limits: Limits, seconds: float) -> Status | None:
+        if self.gap(self.bound) <= limits.tol:
+            return Status.CONVERGED
+        if seconds > limits.max_seconds:
+            return Status.MAX_SECONDS
+        if self.idle >= _PATIENCE:
+            return Status.STALLED
+        return Status.MAX_ROUNDS if len(self.trace) >= limits.max_rounds else None
+
 
 def _refined(
     program: AbstractProgram, how: Restriction, limits: Limits, generator: torch.Generator, report: Report
 ) -> RestrictedAnswer:
     """Add the patterns around the network's neurons and of neurons that violate the dual, and solve again.
 
-    Ends when a few rounds in a row change nothing. The bound is that of the last dual point against
-    a search over all patterns (local search: evidence, not proof).
+    Ends when a few rounds in a row change nothing. The bound is that of a dual point against a search
+    over all patterns (local search: evidence, not proof).
     """
     problem, started, point = program.problem, time.perf_counter(), None
-    best = _Refinement(_constant(problem), problem.objective(_constant(problem)), [])
-    pairs, status, bound = ColumnPairs.fit(problem.X), Status.STALLED, -math.inf
-    n_rounds = 0
-    while best.idle < _PATIENCE and n_rounds < limits.max_rounds:
-        spent = time.perf_counter() - started
-        found = _solve(program, how, replace(_limits(limits, spent), tol=0.3 * limits.tol), point, None)
-        neurons = _network(program, found.judgement.point, limits.tol)
-        best.see(neurons, problem.objective(neurons))
-        n_rounds += 1
-        V = problem.admit(found.V)
-        priced = judge(problem, V, neurons, effort=EARLY, generator=generator, pairs=pairs)
-        if relative_gap(best.objective, priced.dual.bound, problem.floor()) <= limits.tol or best.idle:
-            priced = judge(problem, V, neurons, effort=confirmation_effort(problem), generator=generator, pairs=pairs)
-            bound = max(bound, min(priced.dual.bound, best.objective))
-        spent = time.perf_counter() - started
-        best.trace.append(TraceEntry(spent, best.objective, bound, len(neurons)))
-        if report is not None:
-            report(best.trace[-1])
-        if relative_gap(best.objective, bound, problem.floor()) <= limits.tol:
-            status = Status.CONVERGED
-            break
-        if spent > limits.max_seconds:
-            status = Status.MAX_SECONDS
-            break
-        added = _new_patterns(problem, neurons, distinct(priced.candidates, _ADDED).U, generator)
-        program, point = _extended(program, found.judgement.point, added)
-    bound = bound if bound > -math.inf else min(priced.dual.bound, best.objective)
-    answer = Answer(best.neurons, best.objective, bound, status, tuple(best.trace), n_rounds)
-    return RestrictedAnswer(answer, "local-search", _report(program, found))
+    best = _Refinement(problem, _constant(problem), problem.objective(_constant(problem)))
+    pairs, status, about = ColumnPairs.fit(problem.X), None, None
+    try:
+        while status is None:
+            spent = time.perf_counter() - started
+            found = _solve(program, how, replace(_limits(limits, spent), tol=0.3 * limits.tol), point, None)
+            if found.status is Status.INTERRUPTED:
+                raise KeyboardInterrupt
+            about = _report(program, found, complete=program.patterns.complete)
+            neurons = _network(program, found.judgement.point, limits.tol)
+            best.see(neurons, problem.objective(neurons))
+            candidates = _price(best, problem.admit(found.V), neurons, limits.tol, generator, pairs)
+            best.trace.append(TraceEntry(time.perf_counter() - started, best.objective, best.bound, len(neurons)))
+            if report is not None:
+                report(best.trace[-1])
+            status = best.status(limits, best.trace[-1].seconds)
+            added = _new_patterns(problem, neurons, distinct(candidates, _ADDED).U, generator)
+            program, point = _extended(program, found.judgement.point, added)
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    answer = Answer(best.neurons, best.objective, best.bound, status, tuple(best.trace), len(best.trace))
+    return RestrictedAnswer(answer, "local-search", about or _unjudged(program))
+
+
+def _price(
+    best: _Refinement,
+    V: Tensor,
+    neurons: Neurons,
+    tol: float,
+    generator: torch.Generator,
+    pairs: ColumnPairs | None,
+) -> Candidates:
+    """Search for neurons that violate V, and see what is left of the bounds: of V, and of the best so far.
+
+    Both know the neurons of the best network, so that no bound can be above its objective.
+    """
+    problem, W = best.problem, best.neurons.W
+    priced = judge(problem, V, neurons, effort=EARLY, generator=generator, known=W, pairs=pairs)
+    if best.dual is None or best.idle or best.gap(priced.dual.bound) <= tol:
+        effort = confirmation_effort(problem)
+        priced = judge(problem, V, neurons, effort=effort, generator=generator, known=W, pairs=pairs)
+        best.disprove(torch.cat([W, priced.candidates.U]))
+        if priced.dual.bound > best.bound:
+            best.dual = priced.dual
+    else:
+        best.disprove(torch.cat([W, priced.candidates.U]))
+    return priced.candidates
 
 
 def _new_patterns(problem: Problem, neurons: Neurons, U: Tensor, generator: torch.Generator) -> Patterns:

@@ -81,8 +81,8 @@ class ProgramReport:
         lines = (
             f"program   {self.kind}, {self.n_patterns} {what} patterns, own gap {self.gap:.2e} at {self.objective:.8g}"
         )
-        if self.complete:
-            return lines
+        if self.complete or self.improvement_probability >= 1:
+            return lines  # nothing is left to say
         return lines + (
             f"\n          a further random pattern improves it with probability <= {self.improvement_probability:.2g}"
             f" (confidence {self.confidence:.0%})"

@@ -254,7 +254,12 @@ def solve_admm(
     state = solver.init((program.zero() if start is None else start).to(dtype), rho)
     best, trace, status, due = None, [], None, _CHECK
     while status is None:
-        state = solver.step(state)
+        try:
+            state = solver.step(state)
+        except KeyboardInterrupt:
+            if best is None:
+                raise
+            return replace(best, status=Status.INTERRUPTED, n_steps=state.n_steps, trace=tuple(trace))
         if state.n_steps < min(due, limits.max_steps) and time.perf_counter() - started < limits.max_seconds:
             continue
         due = state.n_steps + max(_CHECK, state.n_steps // 8)

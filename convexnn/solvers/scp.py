@@ -82,7 +82,11 @@ def solve_scp(
             status = Status.STALLED
         if status is not None:
             break
-        _improve(run, _working_set(run, norms))
+        try:
+            _improve(run, _working_set(run, norms))
+        except KeyboardInterrupt:
+            status = Status.INTERRUPTED
+            break
     assert run.best is not None
     assert run.dual is not None
     neurons = Neurons(U, *run.best).balanced()

@@ -56,7 +56,18 @@ def solve_working_set(
     """Solve to a relative gap of ``limits.tol``; blocks that are not zero in ``start`` are in the first working set."""
     run = _Run(program, limits, time.perf_counter(), *_first_blocks(program, start))
     tol = _FIRST_TOL if len(run.working) < len(run.known) else 0.5 * limits.tol
-    iterate, status = None, None
+    try:
+        status = _rounds(run, tol, report)
+    except KeyboardInterrupt:
+        if run.best is None:
+            raise
+        status = Status.INTERRUPTED
+    assert run.best is not None
+    return ProgramAnswer(run.best.judgement, run.best.V, run.best.multipliers, status, len(run.trace), tuple(run.trace))
+
+
+def _rounds(run: _Run, tol: float, report: Report | None) -> Status:
+    program, limits, iterate, status = run.program, run.limits, None, None
     while status is None:
         deadline = run.started + limits.max_seconds
         found = solve_blocks(program, run.working, InteriorOptions(tol, _MOST_STEPS, deadline), iterate)
@@ -68,8 +79,7 @@ def solve_working_set(
             run.working = _next_working_set(run, found, violators, tol)
         if len(violators) < 10 or tol > 1e-2:
             tol = max(tol * (_WITH if len(violators) else _WITHOUT), 0.5 * limits.tol)
-    assert run.best is not None
-    return ProgramAnswer(run.best.judgement, run.best.V, run.best.multipliers, status, len(run.trace), tuple(run.trace))
+    return status
 
 
 def _first_blocks(program: AbstractProgram, start: ConvexPoint | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Training on fixed activation patterns: every method, what its result says, refinement, and bad input."""
 
+import importlib
 import json
 from itertools import pairwise
 
@@ -11,11 +12,18 @@ from convexnn_references import exact_optimum
 
 from convexnn import ConvexReLUClassifier, ConvexReLURegressor, Status, train
 from convexnn.data import read_loss
+from convexnn.duality import dual_point
 from convexnn.errors import DeviceError, InvalidInputError
 from convexnn.losses import LOSSES
+from convexnn.neurons import Neurons, no_neurons
 from convexnn.patterns import sample_patterns
+from convexnn.pricing import evaluate
 from convexnn.problem import Problem
-from convexnn.restricted import METHODS
+from convexnn.programs import ReLUProgram
+from convexnn.restricted import METHODS, _bound_with, _Refinement
+from convexnn.solvers.admm import ADMM
+from convexnn.solvers.answer import ProgramLimits
+from convexnn.solvers.working_set import solve_working_set
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -216,6 +224,95 @@ def test_time_limit():
     assert result.seconds < 10
     assert result.status is Status.MAX_SECONDS
     assert np.isfinite(result.objective)
+
+
+INNER = {
+    "interior-point": "convexnn.solvers.working_set.solve_blocks",
+    "admm": "convexnn.solvers.admm.ADMM.step",
+    "fista": "convexnn.solvers.fista._descend",
+    "scp": "convexnn.solvers.scp._improve",
+}
+
+
+@pytest.mark.parametrize("refine", [False, True])
+@pytest.mark.parametrize("method", list(INNER))
+@pytest.mark.parametrize("late", [False, True])
+def test_interrupt_keeps_the_best_network(monkeypatch, method, refine, late):
+    if refine and method in ("fista", "scp"):
+        pytest.skip("these are not refined")
+    X, y = data("squared", 40, 4)
+    # Of no solver the first call that comes after a judgement.
+    at = {"interior-point": 2, "admm": 60, "fista": 2, "scp": 2}[method] if late else 1
+    module, name = INNER[method].rsplit(".", 1)
+    owner = ADMM if method == "admm" else importlib.import_module(module)
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    options = {"weight_decay": 1e-3, "n_patterns": 150, "tol": 1e-9, "random_state": 0}
+    result = train(X, y, method=method, refine=refine, **options)
+    assert result.status is Status.INTERRUPTED
+    assert result.bound <= result.objective * (1 + 1e-12)
+    if late and not refine:
+        assert result.bound > -np.inf
+        assert result.objective < 0.5 * np.var(y)
+
+
+def test_network_outside_the_cones_gets_a_bound_that_covers_it():
+    """ADMM's own point can go below the bound of the program: the bound that is returned is below it, and not equal."""
+    X, y = data("squared", 30, 3)
+    problem = Problem(torch.tensor(X), read_loss("squared", y, 30), 0.02, True)
+    best = train(X, y, weight_decay=0.02, hidden_bias=False, tol=1e-3, random_state=0)
+    first, _, last = best.network
+    outside = Neurons(first.weight.detach(), last.weight.detach().T.contiguous(), last.bias.detach())
+    for seed in range(4):
+        program = ReLUProgram(problem, sample_patterns(problem.X, 4, torch.Generator().manual_seed(seed)))
+        found = solve_working_set(program, ProgramLimits(1e-6))
+        assert found.judgement.dual.bound > problem.objective(outside)
+        bound, covered = _bound_with(program, found, outside)
+        assert bound < problem.objective(outside) * (1 - 1e-6)
+        assert not covered
+
+
+def test_refined_bound_that_a_later_network_disproves_is_dropped():
+    """A search that sees nothing reports bounds above later objectives; the neurons of the best network lower them."""
+    X, y = data("squared", 30, 3)
+    problem = Problem(torch.tensor(X), read_loss("squared", y, 30), 0.02, True)
+    best = train(X, y, weight_decay=0.02, hidden_bias=False, tol=1e-6, random_state=0)
+    first, _, last = best.network
+    neurons = Neurons(first.weight.detach(), last.weight.detach().T.contiguous(), last.bias.detach())
+    V = problem.dual_point(no_neurons(3, problem.constant())(problem.X))
+    run = _Refinement(problem, neurons, problem.objective(neurons), dual_point(problem, V, 0.02))
+    assert run.bound > run.objective
+    run.disprove(neurons.W)
+    assert run.bound < run.objective * (1 - 1e-3)  # a bound, not the objective itself
+    rescaled = evaluate(problem.X, run.dual.V, neurons.W)
+    assert rescaled.best() <= 0.02 * (1 + 1e-12)
+
+
+def test_round_limit_of_a_refinement():
+    X, y = data("squared", 60, 5)
+    options = {"weight_decay": 1e-3, "n_patterns": 2, "refine": True, "max_rounds": 2, "tol": 1e-9, "random_state": 0}
+    result = train(X, y, method="interior-point", **options)
+    assert result.status is Status.MAX_ROUNDS
+    assert result.n_rounds == 2
+
+
+def test_only_random_patterns_count_for_the_scenario_bound():
+    X, y = data("squared", 20, 2)
+    best = train(X, y, weight_decay=0.01, tol=1e-2, random_state=0)
+    options = {"weight_decay": 0.01, "n_patterns": 60, "random_state": 0}
+    plain = train(X, y, method="interior-point", **options)
+    warm = train(X, y, method="interior-point", warm_start=best.network, **options)
+    assert warm.program.n_patterns > plain.program.n_patterns == 60
+    assert warm.program.improvement_probability == plain.program.improvement_probability < 1
+    refined = train(X, y, method="interior-point", refine=True, tol=1e-2, max_rounds=2, **options)
+    assert refined.program.improvement_probability == 1.0
 
 
 def test_estimators_take_the_methods():
