@@ -52,7 +52,10 @@ def solve_fista(
         tol = max(0.3 * limits.tol, min(0.1 * best.judgement.gap(), 0.1))
         remaining = limits.max_seconds - (time.perf_counter() - started)
         inner = ProgramLimits(tol, remaining, limits.max_steps - n_steps)
-        point, steps = _descend(_restricted(program, chosen), _part(point, chosen), inner)
+        try:
+            point, steps = _descend(_restricted(program, chosen), _part(point, chosen), inner)
+        except KeyboardInterrupt:
+            return replace(best, status=Status.INTERRUPTED, n_steps=n_steps, trace=tuple(trace))
         point = _whole(program, point, chosen)
         n_steps += steps
         best = better(best, _judged(program, point, n_steps))
@@ -140,8 +143,9 @@ def _lipschitz(program: AbstractProgram, steps: int = 30) -> float:
     weights, size = problem.loss.weights[:, None], 1.0
     for _ in range(steps):
         V = V / V.norm().clamp(min=1e-300)
-        image = program.gated.forward(program.gated.adjoint((weights.sqrt() * V).T)).T
-        image = weights.sqrt() * (image + V.sum(0) if problem.output_bias else image)
+        weighted = weights.sqrt() * V
+        image = program.gated.forward(program.gated.adjoint(weighted.T)).T
+        image = weights.sqrt() * (image + weighted.sum(0) if problem.output_bias else image)
         size, V = float(image.norm()), image
     return max(1.05 * problem.loss.largest_curvature * size, 1e-300)
 
