@@ -96,7 +96,7 @@ class TrainingResult:
     network: torch.nn.Sequential  # Linear(d, k), ReLU, Linear(k, K)
     objective: float  # J, recomputed from the network's weights
     bound: float  # lower bound on J over the networks that bound_kind names
-    bound_kind: str  # "local-search", "all-patterns": networks of any width; "sampled-program": these patterns only
+    bound_kind: str  # "local-search", "all-patterns": any width; "sampled-program": this program
     gap: float  # relative, see relative_gap
     status: Status
     n_neurons: int

@@ -67,10 +67,11 @@ def train(
     random_state: int | np.integer | np.random.Generator | np.random.RandomState | None = None,
     progress: bool = False,
 ) -> TrainingResult:
-    """Train a two-layer ReLU network of any width to the global optimum.
+    """Train a two-layer ReLU network by convex optimisation, and say how far from the optimum it can be.
 
     Minimises J = (1/n) sum_i l(f(x_i), y_i) + (weight_decay / 2) (||W1||^2 + ||b1||^2 + ||W2||^2)
-    over networks f(x) = W2 (W1 x + b1)_+ + b2 of every width; the output bias b2 is not penalised.
+    over networks f(x) = W2 (W1 x + b1)_+ + b2 of every width (the default method; others restrict the
+    activation patterns); the output bias b2 is not penalised.
 
     Parameters
     ----------
@@ -93,19 +94,22 @@ def train(
         Random patterns of those methods (random neurons for ``"scp"``); not for ``"global"`` and ``"exact"``.
     refine:
         Add the patterns around the network's neurons and around neurons that violate the dual, and solve again
-        until nothing improves.
+        until nothing improves; for ``"interior-point"``, ``"admm"``, ``"auto"`` and ``"reference"``.
     hidden_bias, output_bias:
         Whether the first layer has a bias (penalised like its weights) and the output (free).
     tol:
         Relative gap between objective and bound at which to stop, after a confirmation with fresh starts.
     max_seconds, max_rounds:
-        Limits; when one is reached, the best network and its own gap are returned.
+        Limits; when one is reached, the best network and its own gap are returned. Rounds are counted by the
+        global method and by a refinement; a step or a cvxpy solve that has begun is finished first.
     sample_weight:
         Positive weights (n,); the mean loss becomes a weighted mean.
     warm_start:
-        A torch network Linear, ReLU, Linear to start from.
+        A torch network Linear, ReLU, Linear to start from; of the methods with random patterns, its patterns
+        are added to them (``"scp"`` and ``"exact"`` take nothing from it).
     device, dtype:
-        Where and in what precision the solver works. Objective and bound are always float64.
+        Where and in what precision the solver works; float32 is for ``"global"`` and ``"admm"``, the others
+        always use float64. Objective and bound are always float64.
     random_state:
         Seed; the same seed gives the same network on the same machine.
     progress:
@@ -115,7 +119,7 @@ def train(
     -------
     TrainingResult
         ``network`` (float64, on the CPU), ``objective``, ``bound`` with ``bound_kind`` ("local-search":
-        evidence, not proof; "sampled-program": for these patterns only; "all-patterns": every pattern was
+        evidence, not proof; "sampled-program": for this program only; "all-patterns": every pattern was
         listed), ``gap``, ``status``, ``n_neurons``, ``seconds``, ``trace``, ``program``.
 
     Raises

@@ -20,7 +20,7 @@ from convexnn.programs import PROGRAMS, ConvexPoint, GatedProgram, ReLUProgram
 from convexnn.result import Status
 from convexnn.solvers.admm import ADMM, ADMMOptions, first_rho, solve_admm
 from convexnn.solvers.answer import ProgramLimits
-from convexnn.solvers.fista import solve_fista
+from convexnn.solvers.fista import _lipschitz, solve_fista
 from convexnn.solvers.interior import InteriorOptions, solve_blocks
 from convexnn.solvers.reference import solve_reference
 from convexnn.solvers.scp import sample_sphere, solve_scp
@@ -103,6 +103,18 @@ def test_fista_reaches_the_gated_optimum(loss, bias):
     answer = solve_fista(program, ProgramLimits(1e-6))
     check(program, answer, 1e-6, solve_working_set(program, ProgramLimits(1e-8)).judgement.objective)
     assert answer.status is Status.CONVERGED
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_fista_step_is_the_inverse_of_the_largest_curvature(loss, bias):
+    """Against the singular values of the weighted matrix of all blocks; 5 % of safety is meant."""
+    program = program_of("gated", loss, bias=bias, n=40, d=3, P=12)
+    X, weights = program.problem.X, program.problem.loss.weights
+    A = torch.cat([D[:, None] * X for D in program.patterns.D.double()] + [torch.ones(40, int(bias)).double()], 1)
+    largest = float(torch.linalg.matrix_norm(weights.sqrt()[:, None] * A, 2)) ** 2
+    ratio = _lipschitz(program) / (program.problem.loss.largest_curvature * largest)
+    assert 1.0 <= ratio <= 1.06
 
 
 def test_fista_refuses_cones_and_kinks():
