@@ -107,7 +107,7 @@ def judge_program(
 ) -> ProgramJudgement:
     """Objective at the feasible point near ``point``, and the bound of V with these cone multipliers.
 
-    Weak duality makes the bound valid for any V in the domain of the dual and any multipliers.
+    Weak duality makes the bound valid for any V, which is moved into the domain of the dual first, and any multipliers.
     """
     feasible = program.feasible(point)
     V = program.problem.admit(V)

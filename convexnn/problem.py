@@ -38,7 +38,11 @@ class Problem:
         return self.loss.optimal_bias(F) if self.output_bias else F.new_zeros(F.shape[1])
 
     def admit(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
-        """V moved onto 1'V = 0 where an output bias is trained."""
+        """V moved into the domain of the dual, and onto 1'V = 0 where an output bias is trained.
+
+        Solvers leave the domain by their rounding, in single precision by 1e-7; a bound needs a point inside.
+        """
+        V = self.loss.within_domain(V)
         return self.loss.balance(V) if self.output_bias else V
 
     def smoothed(self, width: float) -> "Problem":

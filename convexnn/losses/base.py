@@ -68,6 +68,10 @@ class AbstractLoss(abc.ABC):
     def best_scale(self, V: Float[Tensor, "n K"], limit: float) -> float:
         """The s in [0, limit] with s V in the domain that maximises D(s V)."""
 
+    def within_domain(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """A point of the domain of the dual near V, V itself where it is inside; of a domain without bounds V."""
+        return V
+
     @abc.abstractmethod
     def balance(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         """A point of the domain near V with 1'V = 0, as an unregularised output bias demands."""
@@ -152,6 +156,10 @@ class AbstractMarginLoss(AbstractSeparableLoss):
     def box_coordinates(self, V: Float[Tensor, "n 1"]) -> Float[Tensor, "n 1"]:
         """q_i = y_i v_i / c_i, in [0, 1] inside the domain."""
         return self.targets * V / self.weights[:, None]
+
+    def within_domain(self, V: Float[Tensor, "n 1"]) -> Float[Tensor, "n 1"]:
+        """Clip every q_i to [0, 1]."""
+        return self.targets * self.weights[:, None] * self.box_coordinates(V).clamp(0.0, 1.0)
 
     def balance(self, V: Float[Tensor, "n 1"]) -> Float[Tensor, "n 1"]:
         """Scale the larger of the two classes' sums down, which keeps every q_i in [0, 1]."""

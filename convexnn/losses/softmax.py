@@ -74,6 +74,11 @@ class SoftmaxLoss(AbstractLoss):
 
         return maximise_concave(derivative, min(1.0, limit))
 
+    def within_domain(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+        """Clip the probabilities at zero and scale them to a sum of one."""
+        p = self._probabilities(V)
+        return self.weights[:, None] * (self.targets - p / p.sum(1, keepdim=True).clamp(min=1e-300))
+
     def balance(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         """Mix in a constant distribution that moves the class frequencies onto those of the targets."""
         excess = V.sum(0)  # class frequencies of the targets, less those of the probabilities

@@ -187,7 +187,7 @@ def test_scenario_count():
     """Both branches, and the converse."""
     assert patterns_needed(9, 0.5, 0.5) == 39  # 10 / 0.25 - 1, below (2 / 0.5)(10 + log 2)
     assert patterns_needed(500, 0.05, 0.1) == int(np.ceil(20 * (501 - np.log(0.05))))
-    for n, psi, xi in [(10, 0.1, 0.2), (100, 0.01, 0.05), (1000, 0.4, 0.3)]:
+    for n, psi, xi in [(10, 0.1, 0.2), (100, 0.01, 0.05), (1000, 0.4, 0.3), (9, 0.5, 0.5), (50, 0.9, 0.2)]:
         P = patterns_needed(n, psi, xi)
         assert improvement_probability(n, P, psi) <= xi * (1 + 1e-12)
         assert improvement_probability(n, P - 1, psi) > xi

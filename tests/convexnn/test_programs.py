@@ -11,10 +11,13 @@ from convexnn.duality import judge_program
 from convexnn.errors import InvalidInputError
 from convexnn.losses import LOSSES
 from convexnn.operators import ConeMap, GatedMap
-from convexnn.patterns import Patterns, sample_patterns
+from convexnn.patterns import Patterns, of_directions, sample_patterns
 from convexnn.penalties import PENALTIES
+from convexnn.problem import Problem
 from convexnn.programs import PROGRAMS, ConvexPoint, GatedProgram, ReLUProgram
 from convexnn.projection import ColumnProducts, price, project
+from convexnn.solvers.answer import ProgramLimits
+from convexnn.solvers.working_set import solve_working_set
 
 every_program = pytest.mark.parametrize("kind", list(PROGRAMS))
 every_penalty = pytest.mark.parametrize("penalty", list(PENALTIES))
@@ -118,6 +121,33 @@ def test_weak_duality_at_any_point_with_any_multipliers(kind, penalty, loss, tar
         multipliers = 0.02 * seed * normal(*program.shape[:3], width, seed=seed)  # negative ones count as zero
         judged = judge_program(program, program.zero(), V, multipliers if width else None)
         assert judged.dual.bound <= min(objectives) + 1e-12
+
+
+@pytest.mark.parametrize("loss", ["hinge", "logistic", "softmax"])
+@pytest.mark.parametrize("step", [1e-3, 1e-2])
+def test_bounds_of_points_outside_the_domain_are_bounds(loss, step):
+    """A sample far beyond the margin with a dual variable of the wrong sign makes room for the others in M."""
+    X = torch.tensor([[1.0], [30.0]], dtype=torch.float64)
+    targets = torch.tensor([[1.0, 0.0]] * 2 if loss == "softmax" else [[1.0]] * 2).double()
+    problem = Problem(X, LOSSES[loss](targets, torch.full((2,), 0.5).double()), 0.1, False)
+    program = ReLUProgram(problem, of_directions(X, torch.tensor([[1.0], [-1.0]]).double()))
+    best = solve_working_set(program, ProgramLimits(1e-9))
+    along = torch.tensor([[1.0, -1.0]] if loss == "softmax" else [[1.0]]).double()
+    V = best.V + step * torch.tensor([[15.0], [-0.5]]).double() * along
+    judged = judge_program(program, program.zero(), V, best.multipliers)
+    assert judged.dual.bound <= best.judgement.objective * (1 + 1e-12)
+
+
+def test_negative_multipliers_count_as_zero():
+    """With multipliers of any sign every correlation could be cancelled, and the largest would seem to be none."""
+    program = program_of("relu", n=20, d=3)
+    V = program.problem.dual_point(program.output(program.zero()))
+    C, U = program.correlations(V), program.feasible(ConvexPoint(normal(*program.shape, seed=3), normal(1, seed=0))).U
+    G = (program.cone.signs[..., None] * program.cone.X).expand(*program.shape[:2], -1, -1, -1)
+    cancelling = -(torch.linalg.pinv(G.mT) @ C[..., None])[..., 0]
+    assert float((C + program.cone.adjoint(cancelling)).abs().max()) < 1e-10
+    within = ((C * U).sum(-1) / U.norm(dim=-1)).max()
+    assert program.maximum(V, cancelling) >= float(within) > 0
 
 
 @every_target
