@@ -155,6 +155,9 @@ def test_centred_directions_keep_their_patterns_and_are_far_from_the_boundary():
         -((2.0 * p.D - 1) * (p.gates / p.gates.norm(dim=1, keepdim=True) @ X.T)).log().sum(1) for p in (before, after)
     ]
     assert bool((barrier[1] <= barrier[0] + 1e-6).all())
+    signed = 2.0 * after.D - 1
+    pull = (signed / (signed * (after.gates @ X.T))) @ X  # at an analytic centre it points along the direction
+    assert float(((pull / pull.norm(dim=1, keepdim=True)) * after.gates).sum(1).min()) > 1 - 1e-6
 
 
 @pytest.mark.parametrize("on_kinks", [0, 1, 2])

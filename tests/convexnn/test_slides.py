@@ -1,5 +1,7 @@
 """The convex step and the slides: they descend, and they end where no small change helps."""
 
+from dataclasses import replace
+
 import cvxpy as cp
 import pytest
 import torch
@@ -8,6 +10,7 @@ from convexnn_references import clarabel
 
 from convexnn.losses import LOSSES
 from convexnn.pricing import ColumnPairs
+from convexnn.solvers import slide_vector as vector
 from convexnn.solvers.amplitudes import group_amplitudes, signed_amplitudes
 from convexnn.solvers.slide_scalar import slide_scalar
 from convexnn.solvers.slide_vector import slide_vector
@@ -123,3 +126,43 @@ def test_smoothed_activations():
     # With W = R the dual slope is the second derivative of sqrt(t^2 + E^2).
     R = act.T / act.Q
     torch.testing.assert_close(dual_slope(R, R, act.Q), act.E2 / act.Q**3)
+
+
+def second_order(name, k, weight_decay):
+    """Hessian product and preconditioner of a slide of k neurons, where the smoothing is too fine to matter."""
+    problem = problem_of(name, 25, 4, weight_decay, kind=1 if name == "squared" else 0, output_bias=False)
+    neurons = random_neurons(k, 4, 3, seed=3)
+    T = neurons.W @ problem.X.T
+    setting = vector._setting(problem, (neurons, T), 1e-7)
+    point = vector._evaluate(setting, neurons, T)
+    slopes, V = 0.5 * (1 + point.act.T / point.act.Q), problem.loss.negative_gradient(point.F)
+    model = vector._model(problem, point, slopes, torch.zeros_like(slopes), V)
+
+    def gradient(W, A):
+        at = vector._evaluate(setting, replace(neurons, W=W, A=A), W @ problem.X.T)
+        V = problem.loss.negative_gradient(at.F)
+        pull = (0.5 * (1 + at.act.T / at.act.Q)) * (A @ V.T)
+        return weight_decay * W - pull @ problem.X, weight_decay * A - at.H @ V
+
+    product = vector._hessian(problem, model)
+    return neurons, gradient, product, vector._preconditioner(problem, model, ColumnPairs.fit(problem.X))
+
+
+@pytest.mark.parametrize("name", ["squared", "softmax"])
+def test_hessian_of_a_slide_is_the_derivative_of_its_gradient(name):
+    neurons, gradient, product, _ = second_order(name, 3, 0.05)
+    P, q, step = normal(3, 4, seed=5), normal(3, 3, seed=6), 1e-6
+    ahead = gradient(neurons.W + step * P, neurons.A + step * q)
+    behind = gradient(neurons.W - step * P, neurons.A - step * q)
+    found = product(P.float(), q.float(), torch.zeros(3))
+    for new, old, mine in zip(ahead, behind, found[:2], strict=True):
+        torch.testing.assert_close(mine.double(), (new - old) / (2 * step), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["squared", "softmax"])
+def test_preconditioner_of_one_neuron_is_the_inverse_of_its_hessian(name):
+    _, _, product, precondition = second_order(name, 1, 3.0)
+    r = (normal(1, 4, seed=7).float(), normal(1, 3, seed=8).float(), torch.zeros(3))
+    back = product(*precondition(r))
+    torch.testing.assert_close(back[0], r[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(back[1], r[1], rtol=1e-3, atol=1e-3)
