@@ -277,6 +277,8 @@ def test_network_outside_the_cones_gets_a_bound_that_covers_it():
         bound, covered = _bound_with(program, found, outside)
         assert bound < problem.objective(outside) * (1 - 1e-6)
         assert not covered
+        rescaled = Neurons(7 * outside.W, outside.A / 7, outside.bias)
+        assert _bound_with(program, found, rescaled)[0] == pytest.approx(bound, rel=1e-12)
 
 
 def test_refined_bound_that_a_later_network_disproves_is_dropped():
