@@ -25,6 +25,10 @@ class DeviceError(ConvexNNError, RuntimeError):
     """The requested device is not present on this machine."""
 
 
+class SolverError(ConvexNNError, RuntimeError):
+    """A solver of another package ended without an answer."""
+
+
 class ScalingWarning(UserWarning):
     """Columns of the data differ in scale by so much that the search for neurons can miss some."""
 

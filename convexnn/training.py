@@ -136,6 +136,8 @@ def train(
     """
     started = time.perf_counter()
     _check_method(method, dtype)
+    if refine and method == "global":
+        raise InvalidInputError('method="global" works on all patterns already: leave refine=False.')
     device = resolve_device(device)
     data = read_matrix(X)
     task = _task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)

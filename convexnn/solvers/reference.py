@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convexnn.duality import judge_program
-from convexnn.errors import InvalidInputError, MissingDependencyError, SolverWarning
+from convexnn.errors import InvalidInputError, MissingDependencyError, SolverError, SolverWarning
 from convexnn.losses import AbstractLoss
 from convexnn.programs import AbstractProgram, ConvexPoint
 from convexnn.result import Status
@@ -97,7 +97,12 @@ def _solve(model: cp.Problem, backend: str, limits: ProgramLimits) -> None:
         if backend == "mosek" and _solved_by_mosek(model):
             return
         chosen = "clarabel" if backend == "mosek" else backend
-        model.solve(solver=chosen.upper(), **options[chosen])
+        try:
+            model.solve(solver=chosen.upper(), **options[chosen])
+        except cp.SolverError as error:
+            raise SolverError(
+                f'cvxpy with {chosen} ended without an answer ({error}); standardise the data or take "interior-point".'
+            ) from error
 
 
 def _solved_by_mosek(model: cp.Problem) -> bool:

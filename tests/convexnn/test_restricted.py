@@ -4,6 +4,7 @@ import importlib
 import json
 from itertools import pairwise
 
+import cvxpy
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from convexnn_references import exact_optimum
 from convexnn import ConvexReLUClassifier, ConvexReLURegressor, Status, train
 from convexnn.data import read_loss
 from convexnn.duality import dual_point
-from convexnn.errors import DeviceError, InvalidInputError
+from convexnn.errors import DeviceError, InvalidInputError, SolverError
 from convexnn.losses import LOSSES
 from convexnn.neurons import Neurons, no_neurons
 from convexnn.patterns import sample_patterns
@@ -206,8 +207,20 @@ def test_refusals():
         train(X, y, loss="hinge", method="fista", weight_decay=0.1, n_patterns=5)
     with pytest.raises(InvalidInputError, match="refine"):
         train(X, y, loss="hinge", method="scp", weight_decay=0.1, refine=True)
+    with pytest.raises(InvalidInputError, match="refine"):
+        train(X, y, loss="hinge", method="global", weight_decay=0.1, refine=True)
     with pytest.raises(InvalidInputError, match="not known"):
         train(X, y, loss="hinge", method="frank-wolfe", weight_decay=0.1)
+
+
+def test_a_solver_of_cvxpy_that_gives_up_is_named(monkeypatch):
+    def give_up(self, **options):
+        raise cvxpy.SolverError("numerical trouble")
+
+    monkeypatch.setattr(cvxpy.Problem, "solve", give_up)
+    X, y = data("squared")
+    with pytest.raises(SolverError, match="clarabel.*numerical trouble"):
+        train(X, y, method="reference", weight_decay=0.1, n_patterns=5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
