@@ -29,7 +29,8 @@ from convexnn.patterns import enumerate_patterns, of_directions, pattern_count, 
 from convexnn.problem import Problem
 from convexnn.programs import AbstractProgram, ConvexPoint, GatedProgram, ReLUProgram
 from convexnn.programs.base import neurons_of
-from convexnn.solvers.admm import ADMM, ADMMOptions, first_rho, solve_admm
+from convexnn.solvers.admm import ADMM, ADMMOptions, first_rho
+from convexnn.solvers.admm_rounds import solve_admm
 from convexnn.solvers.answer import ProgramAnswer, ProgramLimits
 from convexnn.solvers.fista import solve_fista
 from convexnn.solvers.reference import solve_reference

@@ -158,14 +158,15 @@ def price(
     limit: float,
     *,
     accuracy: float = 1e-7,
+    slack: float = 0.05,
 ) -> Prices:
     """Bounds of the largest c'u over each cone's unit ball, as tight as needed to compare them with ``limit``.
 
     A cone is done once its upper bound is below the limit, or its lower bound above it and within
-    5 % of the upper one, or both are within ``accuracy`` of each other.
+    a share of ``slack`` of the upper one, or both are within ``accuracy`` of each other.
     """
     parts = [
-        _price_chunk(ConeMap(cone.X, cone.signs[part]), products, C[part] / limit, centre[part], accuracy)
+        _price_chunk(ConeMap(cone.X, cone.signs[part]), products, C[part] / limit, centre[part], (accuracy, slack))
         for part in torch.arange(len(C), device=C.device).split(_CHUNK)
     ]
     upper, lower, multipliers = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -173,8 +174,9 @@ def price(
 
 
 def _price_chunk(
-    cone: ConeMap, products: ColumnProducts, C: Tensor, centre: Tensor, accuracy: float
+    cone: ConeMap, products: ColumnProducts, C: Tensor, centre: Tensor, enough: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
+    accuracy, slack = enough
     upper, lower = C.norm(dim=-1), C.new_zeros(len(C))
     multipliers = C.new_zeros((len(C), cone.X.shape[0]))
     index = torch.arange(len(C), device=C.device)
@@ -186,7 +188,7 @@ def _price_chunk(
         multipliers[index[better]] = at.l[better]
         lower[index] = torch.maximum(lower[index], below)
         top, bottom = upper[index], lower[index]
-        go = ~((top <= 1) | ((bottom > 1) & (top - bottom < 0.05 * top)) | (top - bottom < accuracy))
+        go = ~((top <= 1) | ((bottom > 1) & (top - bottom < slack * top)) | (top - bottom < accuracy))
         if not bool(go.any()):
             break
         if not bool(go.all()):

@@ -17,7 +17,7 @@ from convexnn.problem import Problem
 from convexnn.programs import AbstractProgram, ConvexPoint, GatedProgram, ReLUProgram
 from convexnn.programs.base import neurons_of
 from convexnn.result import ProgramReport, Status, TraceEntry, relative_gap
-from convexnn.solvers.admm import solve_admm
+from convexnn.solvers.admm_rounds import solve_admm
 from convexnn.solvers.answer import ProgramAnswer, ProgramLimits, better
 from convexnn.solvers.fista import solve_fista
 from convexnn.solvers.loop import Answer, Limits

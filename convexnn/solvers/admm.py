@@ -10,23 +10,18 @@ Everything else is dense products.
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from convexnn.duality import judge_program
 from convexnn.errors import InvalidInputError
 from convexnn.problem import Problem
 from convexnn.programs import AbstractProgram, ConvexPoint
-from convexnn.result import Status, TraceEntry
-from convexnn.solvers.answer import ProgramAnswer, ProgramLimits, Report, better
 
 _LARGEST_FACTOR = 2**32  # bytes; beyond it the samples' system is solved by conjugate gradients
-_CHECK = 25  # steps between two looks at the gap, at first
 _BALANCE = 25  # steps between two looks at the step size, at first
 _SETTLING = 400  # steps after which that number doubles, and again each time the steps have doubled
 _CG_STEPS = 200
@@ -75,6 +70,21 @@ class ADMMState:
     q: Float[Tensor, "n K"]  # last solution of the samples' system, where conjugate gradients start
     n_steps: int
 
+    def on(self, old: Int[Tensor, " p"], new: Int[Tensor, " q"]) -> "ADMMState":
+        """The state on other patterns: those that were not there before are zero."""
+        known = torch.isin(new, old)
+        place = torch.searchsorted(old, new[known])
+
+        def moved(part: Tensor) -> Tensor:
+            out = part.new_zeros((*part.shape[:2], len(new), part.shape[3]))
+            out[:, :, known] = part[:, :, place]
+            return out
+
+        def of(copies: Copies) -> Copies:
+            return Copies(moved(copies.A), moved(copies.B), copies.c)
+
+        return replace(self, U=moved(self.U), copies=of(self.copies), multipliers=of(self.multipliers))
+
 
 @dataclass(frozen=True)
 class ADMM:
@@ -97,9 +107,14 @@ class ADMM:
         fit = math.sqrt(curvature / len(X) / rho)
         eye = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
         inverse = torch.linalg.inv(eye + g * g * (X.T @ X))
+        return cls(program, g, fit, inverse, None, None, options).on(program)
+
+    def on(self, program: AbstractProgram) -> "ADMM":
+        """The same method on other patterns of the same data."""
+        X = program.problem.X
         small = X.element_size() * len(X) ** 2 <= _LARGEST_FACTOR
-        dense = options.linear == "factor" or (options.linear == "auto" and small)
-        bare = cls(program, g, fit, inverse, None, None, options)
+        dense = self.options.linear == "factor" or (self.options.linear == "auto" and small)
+        bare = replace(self, program=program)
         return replace(bare, factor=bare._factor()) if dense else replace(bare, diagonal=bare._diagonal())
 
     def _factor(self) -> Tensor:
@@ -123,6 +138,16 @@ class ADMM:
         copies = Copies(start.U, B.clamp(min=0.0), c)
         zero = Copies(torch.zeros_like(start.U), torch.zeros_like(B), torch.zeros_like(c))
         return ADMMState(start.U, start.bias, copies, zero, rho, torch.zeros_like(program.problem.loss.targets), 0)
+
+    def restarted(self, start: ConvexPoint, V: Tensor, cones: Float[Tensor, "S K P m"], at: ADMMState) -> ADMMState:
+        """From a point and a dual point with cone multipliers: a fixed point of the steps where both are optimal."""
+        fresh, program, rho = self.init(start, at.rho), self.program, at.rho
+        pull = program.correlations(V)
+        if program.cone is not None:
+            pull = pull + program.cone.adjoint(cones)
+        B = -cones / (rho * self.cone_weight**2) if program.cone is not None else fresh.multipliers.B
+        multipliers = Copies(pull / rho, B, -V / (rho * self.fit_weight**2))
+        return replace(fresh, multipliers=multipliers, q=at.q, n_steps=at.n_steps)
 
     def _maps(self, U: Float[Tensor, "S K P d"], b: Float[Tensor, " K"]) -> tuple[Tensor, Tensor]:
         """G U and F U + b from one product."""
@@ -237,61 +262,9 @@ def _conjugate_gradients(
     return q
 
 
-def solve_admm(
-    program: AbstractProgram,
-    limits: ProgramLimits,
-    *,
-    start: ConvexPoint | None = None,
-    dtype: torch.dtype = torch.float64,
-    options: ADMMOptions = ADMMOptions(),
-    report: Report | None = None,
-) -> ProgramAnswer:
-    """Run until the gap of the program, judged in float64 at a feasible point, is at most ``limits.tol``."""
-    started = time.perf_counter()
-    working = program.to(dtype)
-    rho = first_rho(program.problem, len(program.patterns))
-    solver = ADMM.of(working, rho, options)
-    state = solver.init((program.zero() if start is None else start).to(dtype), rho)
-    best, trace, status, due = None, [], None, _CHECK
-    while status is None:
-        try:
-            state = solver.step(state)
-        except KeyboardInterrupt:
-            if best is None:
-                raise
-            return replace(best, status=Status.INTERRUPTED, n_steps=state.n_steps, trace=tuple(trace))
-        if state.n_steps < min(due, limits.max_steps) and time.perf_counter() - started < limits.max_seconds:
-            continue
-        due = state.n_steps + max(_CHECK, state.n_steps // 8)
-        new = _judged(program, solver, state)
-        best = new if best is None else better(best, new)
-        entry = TraceEntry(
-            time.perf_counter() - started, best.judgement.objective, best.judgement.dual.bound, _active(state)
-        )
-        trace.append(entry)
-        if report is not None:
-            report(entry)
-        status = limits.status(best.judgement.gap(program.problem.floor()), entry.seconds, state.n_steps)
-        if not bool(torch.isfinite(state.copies.A).all()):
-            status = Status.NON_FINITE
-    assert best is not None
-    return replace(best, status=status, n_steps=state.n_steps, trace=tuple(trace))
-
-
 def first_rho(problem: Problem, n_patterns: int) -> float:
     """Weight decay over the norm of a typical block."""
     scale = float(problem.X.norm()) / math.sqrt(problem.n_inputs)
     V = problem.loss.negative_gradient(problem.constant().expand_as(problem.loss.targets))
     reach = float(V.norm() / problem.loss.weights.norm()) * math.sqrt(len(problem.X)) / max(scale, 1e-150)
     return problem.weight_decay * math.sqrt(n_patterns) / max(reach, 1e-150)
-
-
-def _judged(program: AbstractProgram, solver: ADMM, state: ADMMState) -> ProgramAnswer:
-    point, (V, multipliers) = solver.point(state).to(torch.float64), solver.dual(state)
-    held = multipliers.double().clamp(min=0.0) if program.cone is not None else None
-    judged = judge_program(program, point, V.double(), held)
-    return ProgramAnswer(judged, V.double(), held, Status.STALLED, state.n_steps, raw=point)
-
-
-def _active(state: ADMMState) -> int:
-    return int((state.copies.A.norm(dim=-1) > 0).sum())

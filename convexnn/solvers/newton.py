@@ -236,10 +236,15 @@ def _conjugate_gradients(apply, precondition, b: Tensor) -> Tensor:  # type: ign
         if float(r.norm()) <= _CG_ACCURACY * size:
             break
         Ap = apply(p)
-        a = product / float((p * Ap).sum())
+        curvature = float((p * Ap).sum())
+        if not curvature > 0:  # rounding has taken over
+            break
+        a = product / curvature
         q, r = q + a * p, r - a * Ap
         y = precondition(r)
         new = float((r * y).sum())
+        if not new > 0:
+            break
         p, product = y + new / product * p, new
     return q
 

@@ -9,16 +9,15 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from convexnn.duality import judge_program
-from convexnn.operators import ConeMap
 from convexnn.programs import AbstractProgram, ConvexPoint
-from convexnn.projection import ColumnProducts, price
 from convexnn.result import Status, TraceEntry
 from convexnn.solvers.answer import ProgramAnswer, ProgramLimits, Report, better
 from convexnn.solvers.interior import InteriorOptions, InteriorPoint, solve_blocks
+from convexnn.solvers.screening import Screen, first_scores
 
 _FIRST = 40
 _SMALL = 200  # blocks up to which all are in the first working set
@@ -37,8 +36,7 @@ class _Run:
     limits: ProgramLimits
     started: float
     working: Int[Tensor, " B"]
-    multipliers: Float[Tensor, "N m"]  # of the last projection of each block, or of the interior point
-    known: Bool[Tensor, " N"]  # blocks that have multipliers
+    screen: Screen
     best: ProgramAnswer | None = None
     trace: list[TraceEntry] = field(default_factory=list)
 
@@ -54,8 +52,8 @@ def solve_working_set(
     report: Report | None = None,
 ) -> ProgramAnswer:
     """Solve to a relative gap of ``limits.tol``; blocks that are not zero in ``start`` are in the first working set."""
-    run = _Run(program, limits, time.perf_counter(), *_first_blocks(program, start))
-    tol = _FIRST_TOL if len(run.working) < len(run.known) else 0.5 * limits.tol
+    run = _Run(program, limits, time.perf_counter(), _first_blocks(program, start), Screen.of(program))
+    tol = _FIRST_TOL if len(run.working) < len(run.screen) else 0.5 * limits.tol
     try:
         status = _rounds(run, tol, report)
     except KeyboardInterrupt:
@@ -82,76 +80,30 @@ def _rounds(run: _Run, tol: float, report: Report | None) -> Status:
     return status
 
 
-def _first_blocks(program: AbstractProgram, start: ConvexPoint | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The blocks most correlated with the gradient at the constant network, along a direction inside their cones."""
-    S, K, P, _ = program.shape
-    n_blocks, width = S * K * P, 0 if program.cone is None else program.cone.X.shape[0]
-    problem = program.problem
-    V = problem.dual_point(program.output(program.zero()))
-    C = program.correlations(V).reshape(n_blocks, -1)
-    if program.cone is None:
-        score = program.penalty.dual_norms(C)
-    else:
-        gates = program.patterns.gates / program.patterns.gates.norm(dim=1, keepdim=True)
-        score = (C * gates.repeat(S * K, 1)).sum(1)
+def _first_blocks(program: AbstractProgram, start: ConvexPoint | None) -> Int[Tensor, " B"]:
+    """The blocks with the highest scores, with those of the start."""
+    K, score = program.shape[1], first_scores(program)
     if start is not None:
-        score = score + torch.where(start.U.reshape(n_blocks, -1).norm(dim=1) > 0, torch.inf, 0.0)
-    separate = program.penalty.cone_size(problem.n_inputs) == problem.n_inputs
-    first = max(_FIRST * K, int(torch.isinf(score).sum())) if separate and n_blocks > _SMALL else n_blocks
-    working = torch.sort(torch.argsort(score, descending=True)[: min(first, n_blocks)]).values
-    known = torch.zeros(n_blocks, dtype=torch.bool, device=C.device)
-    return working, C.new_zeros((n_blocks, width)), known
+        score = score + torch.where(start.U.reshape(len(score), -1).norm(dim=1) > 0, torch.inf, 0.0)
+    separate = program.penalty.cone_size(program.problem.n_inputs) == program.problem.n_inputs
+    few = not separate or len(score) <= _SMALL
+    first = len(score) if few else max(_FIRST * K, int(torch.isinf(score).sum()))
+    return torch.sort(torch.argsort(score, descending=True)[: min(first, len(score))]).values
 
 
 def _price(run: _Run, found: InteriorPoint, tol: float) -> Int[Tensor, " k"]:
     """Violators among the blocks outside the working set, worst first; keeps the multipliers that were found."""
     program = run.program
-    C = program.correlations(found.V).reshape(len(run.known), -1)
-    run.multipliers[run.working], run.known[run.working] = found.multipliers, True
-    outside = torch.ones_like(run.known)
+    C = program.correlations(found.V).reshape(len(run.screen), -1)
+    run.screen.multipliers[run.working] = found.multipliers
+    outside = torch.ones_like(C[:, 0], dtype=torch.bool)
     outside[run.working] = False
     target = program.problem.weight_decay * (1 + (0.1 * run.limits.tol if tol < 1e-5 else 0.3 * tol))
-    if program.cone is None:
-        norms = torch.where(outside, program.penalty.dual_norms(C), 0.0)
-        worst = torch.argsort(norms, descending=True)
-        return worst[norms[worst] > target]
-    lower = _project_candidates(run, C, outside, target, tol)
-    worst = torch.argsort(lower, descending=True)
-    return worst[lower[worst] > target]
-
-
-def _project_candidates(
-    run: _Run, C: Float[Tensor, "N d"], outside: Bool[Tensor, " N"], target: float, tol: float
-) -> Float[Tensor, " N"]:
-    """Lower bounds of max c'u; blocks are projected, the most promising first, until there are violators enough."""
-    cone, patterns = run.program.cone, run.program.patterns
-    assert cone is not None
-    centre = patterns.gates / patterns.gates.norm(dim=1, keepdim=True)
-    P, lower = len(patterns), C.new_zeros(len(C))
-    open_ = torch.nonzero(outside)[:, 0]
-    open_ = open_[_screened(run, cone, C, open_) > target]
-    score = (C[open_] * centre[open_ % P]).sum(1)
-    order = open_[torch.argsort(score, descending=True)]
     wanted = 2 * _added(run)
     chunk = max(wanted, 64) if tol > 1e-5 else 512
-    products = ColumnProducts.of(cone.X)
-    for part in order.split(chunk):
-        prices = price(ConeMap(cone.X, cone.signs[part % P]), products, C[part], centre[part % P], target)
-        lower[part] = prices.lower
-        run.multipliers[part], run.known[part] = prices.multipliers, True
-        if int((lower > target).sum()) >= wanted:
-            break
-    return lower
-
-
-def _screened(run: _Run, cone: ConeMap, C: Float[Tensor, "N d"], index: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """Upper bounds by the multipliers at hand, at their best scale; the multipliers are rescaled in place."""
-    P, signs = len(run.program.patterns), cone.signs
-    pull = ConeMap(cone.X, signs[index % P]).adjoint(run.multipliers[index])
-    c = C[index]
-    scale = (-(c * pull).sum(1) / (pull * pull).sum(1).clamp(min=1e-300)).clamp(min=0.0)
-    run.multipliers[index] *= scale[:, None]
-    return (c + scale[:, None] * pull).norm(dim=1)
+    lower = run.screen.lower(C, outside, target, wanted=wanted, chunk=chunk)
+    worst = torch.argsort(lower, descending=True)
+    return worst[lower[worst] > target]
 
 
 def _added(run: _Run) -> int:
@@ -161,9 +113,9 @@ def _added(run: _Run) -> int:
 def _see(run: _Run, found: InteriorPoint, report: Report | None) -> None:
     """Judge the point of this round on the whole program, and keep the better primal and dual."""
     program, shape = run.program, run.program.shape
-    U = program.problem.X.new_zeros(shape).reshape(len(run.known), -1)
+    U = program.problem.X.new_zeros(shape).reshape(len(run.screen), -1)
     U[run.working] = found.U
-    multipliers = None if program.cone is None else run.multipliers.reshape(*shape[:3], -1)
+    multipliers = None if program.cone is None else run.screen.multipliers.reshape(*shape[:3], -1)
     judged = judge_program(program, ConvexPoint(U.reshape(shape), found.bias), found.V, multipliers)
     new = ProgramAnswer(judged, found.V, None if multipliers is None else multipliers.clone(), Status.STALLED, 0)
     run.best = new if run.best is None else better(run.best, new)

@@ -18,7 +18,8 @@ from convexnn.penalties import PENALTIES
 from convexnn.problem import Problem
 from convexnn.programs import PROGRAMS, ConvexPoint, GatedProgram, ReLUProgram
 from convexnn.result import Status
-from convexnn.solvers.admm import ADMM, ADMMOptions, first_rho, solve_admm
+from convexnn.solvers.admm import ADMM, ADMMOptions, first_rho
+from convexnn.solvers.admm_rounds import solve_admm
 from convexnn.solvers.answer import ProgramLimits
 from convexnn.solvers.fista import _lipschitz, solve_fista
 from convexnn.solvers.interior import InteriorOptions, solve_blocks
