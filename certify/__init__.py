@@ -16,11 +16,15 @@ if TYPE_CHECKING:
         InvalidInputError,
         InvalidTypeError,
         QueryError,
+        ResultsFileError,
         TrainModeError,
         UnsupportedOp,
+        WorkerLostError,
     )
+    from certify.instances import Instance, read_instances
     from certify.ir.from_torch import graph_from_torch
     from certify.ir.module import module_from_onnx
+    from certify.many import ManyVerdicts, verify_many
     from certify.properties import Case, Query, read_vnnlib
     from certify.queries import verify_vnnlib
     from certify.regions import Box, LpBall
@@ -48,10 +52,16 @@ _HOMES = {
     "Answer": "certify.verdict",
     "Case": "certify.properties",
     "EmptyQueryError": "certify.errors",
+    "Instance": "certify.instances",
+    "ManyVerdicts": "certify.many",
     "Query": "certify.properties",
     "QueryError": "certify.errors",
     "QueryVerdict": "certify.verdict",
+    "ResultsFileError": "certify.errors",
     "Witness": "certify.verdict",
+    "WorkerLostError": "certify.errors",
+    "read_instances": "certify.instances",
+    "verify_many": "certify.many",
     "read_vnnlib": "certify.properties",
     "verify_vnnlib": "certify.queries",
     "verify": "certify.verification",
@@ -66,24 +76,30 @@ __all__ = [
     "CertifyError",
     "EmptyQueryError",
     "ImportMismatchError",
+    "Instance",
     "InvalidInputError",
     "InvalidTypeError",
     "LpBall",
+    "ManyVerdicts",
     "Plan",
     "Query",
     "QueryError",
     "QueryVerdict",
+    "ResultsFileError",
     "Status",
     "TrainModeError",
     "UnsupportedOp",
     "Verdict",
     "Witness",
+    "WorkerLostError",
     "bounds",
     "certified_accuracy",
     "graph_from_torch",
     "module_from_onnx",
+    "read_instances",
     "read_vnnlib",
     "verify",
+    "verify_many",
     "verify_vnnlib",
 ]
 

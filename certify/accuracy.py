@@ -1,35 +1,46 @@
 """Many inputs: how many keep their label everywhere in their regions?"""
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from math import prod
+from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any, SupportsFloat
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from certify.batches import (
+    Answers,
+    Asked,
+    Batch,
+    answers_of,
+    batches_of,
+    bound_batch,
+    digest_of_network,
+    open_inputs,
+    search_input,
+)
 from certify.errors import InvalidInputError
 from certify.inputs import as_inputs, as_labels
-from certify.search import Deadline, Outcome, Plan, Problem
-from certify.search.climb import climb
-from certify.setup import make_problem, plan_of
-from certify.threads import threads_for
+from certify.jobs import Ledger, digest_of, run_jobs
+from certify.jobs.ledger import Record
+from certify.search import Deadline, Plan
+from certify.setup import Question, plan_of
 from certify.verdict import Status
 
 _log = logging.getLogger(__name__)
 
-# Entries of the largest array that a batch makes, about 64 MiB in float64.
-_ENTRIES = 2**23
-_LARGEST_BATCH = 256
-
 
 @dataclass(frozen=True, eq=False)
 class AccuracyReport:
-    """Clean, attacked and certified accuracy: certified <= attacked <= clean.
+    """Clean, attacked and certified accuracy: certified <= attacked <= clean, by construction.
+
+    An input counts as wrong only where the network itself, run on it alone, gives it another label; one that is
+    proved is neither wrong nor attacked.
 
     Attributes:
         clean: fraction of inputs that the network labels rightly.
@@ -80,6 +91,8 @@ def certified_accuracy(
     norm: str = "linf",
     method: str | Plan = "auto",
     domain: Any = None,
+    n_jobs: int | None = None,
+    results: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> AccuracyReport:
     """Attack and certify every input of a data set.
@@ -92,12 +105,19 @@ def certified_accuracy(
         norm: "linf", "l2" or "l1".
         method: as for `verify`.
         domain: as for `verify`.
+        n_jobs: workers, as for `joblib.Parallel`; None takes them from `joblib.parallel_config`, which also chooses
+            processes, Dask or Ray, and is one worker, here, where nothing is configured. The answers are the same,
+            unless a search runs out of time.
+        results: a file for the answers as they come. A run that was stopped goes on from it; answers to another
+            question, network or version are never taken.
         progress: a progress bar: yes, no, or (None) only on a terminal.
 
     Returns:
         The report. An interrupt (Ctrl-C) does not lose the work: the rest counts as UNKNOWN.
 
     Raises:
+        ResultsFileError: for a results file of another question, or that is no such file.
+        WorkerLostError: when a worker dies; what the results file has is kept.
         CertifyError: as for `verify`.
     """
     plan, clock = plan_of(method), Deadline()
@@ -106,19 +126,20 @@ def certified_accuracy(
         raise InvalidInputError(
             f"X has shape {tuple(inputs.shape)}; expected the batch axis first, then the input's own"
         )
-    problem = make_problem(network, inputs, as_labels(y, len(inputs)), eps=eps, norm=norm, domain=domain)
-    with threads_for(problem.multiplications * _batch_size(problem)):
-        statuses, margins, witnesses, interrupted = _run(problem, plan, progress)
-        clean = _clean(problem)
-    falsified = np.array([s is Status.FALSIFIED for s in statuses])
+    question = Question.of(network, tuple(inputs.shape[1:]), eps=eps, norm=norm, domain=domain)
+    batches = batches_of((question, plan), inputs, as_labels(y, len(inputs)))
+    asked = {} if results is None else _asked(question, plan)
+    with Ledger.open(results, asked) as ledger:
+        interrupted = _run(question, plan, batches, ledger, n_jobs, progress)
+        known = Answers.join([answers_of(question, batch, ledger.known) for batch in batches])
     return AccuracyReport(
-        clean=float(clean.mean()),
-        attacked=float((clean & ~falsified).mean()),
-        certified=float(np.mean([s is Status.VERIFIED for s in statuses])),
-        statuses=statuses,
-        worst_margins=margins,
-        counterexamples=MappingProxyType(witnesses),
-        eps=problem.region.eps,
+        clean=float(known.clean.mean()),
+        attacked=float((known.clean & (known.statuses != Status.FALSIFIED)).mean()),
+        certified=float((known.statuses == Status.VERIFIED).mean()),
+        statuses=known.statuses,
+        worst_margins=known.margins,
+        counterexamples=MappingProxyType(known.counterexamples),
+        eps=question.eps,
         norm=norm,
         method=plan.name,
         seconds=clock.elapsed,
@@ -126,43 +147,50 @@ def certified_accuracy(
     )
 
 
-def _batch_size(problem: Problem) -> int:
-    widest = max(prod(node.shape) for node in problem.graph.nodes)
-    entries = widest * problem.margins.rows.shape[1]
-    return max(1, min(_LARGEST_BATCH, len(problem), _ENTRIES // entries))
-
-
-def _clean(problem: Problem) -> np.ndarray:
-    right = []
-    for batch in torch.arange(len(problem)).split(_batch_size(problem)):
-        part = problem.select(batch)
-        with torch.no_grad():
-            right.append(~part.margins.violated(part.margins_at(part.region.centre)))
-    return torch.cat(right).cpu().numpy()
+def _asked(question: Question, plan: Plan) -> dict[str, Any]:
+    """What the answers depend on beside the inputs and labels, which are in the keys."""
+    limits = None if question.domain is None else [v.numpy() for v in question.domain]
+    return {
+        "version": version("convexnn"),
+        "command": "accuracy",
+        "network": digest_of_network(question),
+        "eps": question.eps,
+        "norm": question.norm,
+        "domain": None if limits is None else digest_of(*limits),
+        "plan": repr(plan),
+    }
 
 
 def _run(
-    problem: Problem, plan: Plan, progress: bool | None
-) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray], bool]:
-    statuses = np.full(len(problem), Status.UNKNOWN, dtype=object)
-    margins = np.full(len(problem), -np.inf)
-    witnesses: dict[int, np.ndarray] = {}
-    bar = tqdm(total=len(problem), desc="certify", unit="input", disable=None if progress is None else not progress)
-    with bar:
+    question: Question, plan: Plan, batches: list[Batch], ledger: Ledger, n_jobs: int | None, progress: bool | None
+) -> bool:
+    """Every batch, then, for a plan that searches, every input that its bounds left open; whether it was stopped."""
+    total = sum(len(batch) for batch in batches)
+    hidden = None if progress is None else not progress
+    with tqdm(total=total, desc="certify", unit="input", disable=hidden) as bar:
         try:
-            for batch in torch.arange(len(problem)).split(_batch_size(problem)):
-                outcome = climb(problem.select(batch), plan, Deadline())
-                index = batch.numpy()
-                statuses[index] = outcome.status
-                margins[index] = outcome.lower.amin(1).cpu().numpy()
-                witnesses |= _shaped(problem, outcome, int(index[0]))
-                bar.update(len(batch))
+            waiting = {batch.key: batch for batch in batches if batch.key not in ledger.known}
+            bar.update(total - sum(map(len, waiting.values())))
+            _answer(bound_batch, (question, plan), list(waiting.values()), ledger, n_jobs, bar)
+            left = {single.key: single for batch in batches for single in open_inputs(batch, ledger)}
+            bar.update(-len(left))
+            _answer(search_input, (question, plan), list(left.values()), ledger, n_jobs, bar)
         except KeyboardInterrupt:
-            _log.warning("interrupted after %d of %d inputs; the rest is reported as unknown", bar.n, len(problem))
-            return statuses, margins, witnesses, True
-    return statuses, margins, witnesses, False
+            _log.warning("interrupted after %d of %d inputs; the rest is reported as unknown", bar.n, total)
+            return True
+    return False
 
 
-def _shaped(problem: Problem, outcome: Outcome, first: int) -> dict[int, np.ndarray]:
-    shape = problem.graph.input_shape
-    return {first + k: point.reshape(shape).cpu().numpy() for k, point in outcome.witness.items()}
+def _answer(
+    function: Callable[[Asked, Batch], Record],
+    shared: Asked,
+    jobs: list[Batch],
+    ledger: Ledger,
+    n_jobs: int | None,
+    bar: Any,
+) -> None:
+    sizes = {job.key: len(job) for job in jobs}
+    with closing(run_jobs(function, shared, jobs, n_jobs=n_jobs)) as records:
+        for record in records:
+            ledger.add(record["key"], record)
+            bar.update(sizes[record["key"]])

@@ -1,11 +1,12 @@
-"""The command line: ``certify verify``, ``certify supports`` and ``certify accuracy``.
+"""The command line: ``certify verify``, ``certify batch``, ``certify supports`` and ``certify accuracy``.
 
 `verify` and `supports` follow chapter 5 of the VNN-LIB 2.0 standard. Imports wait until a command needs them.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ _STARTED = perf_counter()
 
 NAME = "convexnn certify"
 _WORDS = {"SAT": "sat", "UNSAT": "unsat", "UNKNOWN": "unknown", "TIMEOUT": "timed-out"}
+
+# The exit status after Ctrl-C or SIGTERM.
+_STOPPED = 130
 
 # What `supports` prints; operators come from the reader itself.
 CAPABILITIES = {
@@ -39,15 +43,14 @@ CAPABILITIES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 for any answer, 2 for bad input."""
+    """Run one command; returns the exit status: 0 for any answer, 2 for bad input, 130 if it was stopped."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (ValueError, TypeError, NotImplementedError, ImportError, OSError, RuntimeError, MemoryError) as error:
         told = " ".join(str(error).split()) or type(error).__name__
         print(f"certify {options.command}: error: {told}", file=sys.stderr)
         return 2
-    return 0
 
 
 class _Version(argparse.Action):
@@ -72,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", action=_Name, nargs=0, help="print the full name")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_verify(commands)
+    _add_batch(commands)
     _add_supports(commands)
     _add_accuracy(commands)
     return parser
@@ -97,6 +101,31 @@ def _add_verify(commands: Any) -> None:
     verify.set_defaults(run=_verify)
 
 
+def _add_batch(commands: Any) -> None:
+    batch = commands.add_parser(
+        "batch",
+        help="answer many VNN-LIB properties",
+        description="Answer every line network,query[,seconds] of an instances.csv, and print them as lines "
+        "network,query,answer,seconds.",
+    )
+    batch.add_argument("instances", type=Path, help="instances.csv, or the folder that has one")
+    batch.add_argument("--timeout", type=float, help="seconds for each, instead of those of the file")
+    batch.add_argument("--method", default="auto", help="auto, inputs, phases or bounds (default: %(default)s)")
+    batch.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    batch.add_argument("--limit", type=int, help="only the first instances")
+    _add_workers(batch)
+    batch.set_defaults(run=_batch)
+
+
+def _add_workers(command: Any) -> None:
+    command.add_argument("--jobs", type=int, help="workers, -1 for one on every core (default: 1; a cluster's own)")
+    command.add_argument("--backend", help="loky (processes, the default), threading, dask or ray")
+    command.add_argument("--scheduler", help="address of a running Dask scheduler or Ray cluster")
+    command.add_argument(
+        "--results", type=Path, metavar="FILE", help="keep every answer as it comes; a run that was stopped goes on"
+    )
+
+
 def _add_supports(commands: Any) -> None:
     supports = commands.add_parser("supports", help="what queries and networks can be verified")
     group = supports.add_mutually_exclusive_group(required=True)
@@ -118,6 +147,7 @@ def _add_accuracy(commands: Any) -> None:
     accuracy.add_argument("--method", default="crown", help="bounding method (default: %(default)s)")
     accuracy.add_argument("--domain", type=float, nargs=2, metavar=("LOW", "HIGH"), help="limits of valid inputs")
     accuracy.add_argument("--limit", type=int, help="only the first inputs")
+    _add_workers(accuracy)
     accuracy.set_defaults(run=_accuracy)
 
 
@@ -185,23 +215,73 @@ def _supports(options: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-def _accuracy(options: argparse.Namespace) -> None:
+@contextmanager
+def _workers(options: argparse.Namespace) -> Iterator[None]:
+    """The workers that were asked for; a request to end (SIGTERM) is one to stop and report, as Ctrl-C is."""
+    import signal
+
+    from certify.jobs import parallel_backend
+
+    if options.jobs == 0:
+        raise ValueError("--jobs is 0; expected a number of workers, or -1 for one on every core")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with parallel_backend(options.backend, n_jobs=options.jobs, scheduler=options.scheduler):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _batch(options: argparse.Namespace) -> int:
+    import csv
+    from dataclasses import replace
+
+    from certify.instances import read_instances
+    from certify.many import verify_many
+
+    instances = read_instances(options.instances)[: _positive(options.limit)]
+    if options.timeout is not None:
+        instances = [replace(instance, timeout=options.timeout) for instance in instances]
+    with _workers(options):
+        report = verify_many(
+            instances, method=options.method, seed=options.seed, n_jobs=options.jobs, results=options.results
+        )
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    for k, (instance, verdict) in enumerate(zip(report.instances, report.verdicts, strict=True)):
+        word = _WORDS.get(report.word(k), report.word(k).lower())
+        rows.writerow([*instance.names, word, "" if verdict is None else f"{verdict.seconds:.3f}"])
+    for k, told in report.errors.items():
+        print(f"{' '.join(report.instances[k].names)}: {told}", file=sys.stderr)
+    print(report, file=sys.stderr)
+    return _STOPPED if report.interrupted else 0
+
+
+def _positive(limit: int | None) -> int | None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit is {limit}; expected at least 1")
+    return limit
+
+
+def _accuracy(options: argparse.Namespace) -> int:
     from certify.accuracy import certified_accuracy
     from certify.ir.module import module_from_onnx
 
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"--limit is {options.limit}; expected at least 1")
-    X, y = (array[: options.limit] for array in _labelled(options.data))
-    report = certified_accuracy(
-        module_from_onnx(options.network),
-        X,
-        y,
-        eps=options.eps,
-        norm=options.norm,
-        method=options.method,
-        domain=options.domain,
-    )
+    limit = _positive(options.limit)
+    X, y = (array[:limit] for array in _labelled(options.data))
+    with _workers(options):
+        report = certified_accuracy(
+            module_from_onnx(options.network),
+            X,
+            y,
+            eps=options.eps,
+            norm=options.norm,
+            method=options.method,
+            domain=options.domain,
+            n_jobs=options.jobs,
+            results=options.results,
+        )
     print(report)
+    return _STOPPED if report.interrupted else 0
 
 
 def _labelled(path: Path) -> "tuple[np.ndarray, np.ndarray]":

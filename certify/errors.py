@@ -42,3 +42,11 @@ class ImportMismatchError(CertifyError, RuntimeError):
 
 class MissingDependencyError(CertifyError, ImportError):
     """An optional package that this needs is not installed."""
+
+
+class ResultsFileError(InvalidInputError):
+    """A results file that is something else, damaged, in use, or about another question."""
+
+
+class WorkerLostError(CertifyError, RuntimeError):
+    """A worker process died, or its machine did."""

@@ -88,7 +88,7 @@ def verify_vnnlib(
         QueryError: for a property file that cannot be read or does not fit the network.
         InvalidInputError, UnsupportedOp: for a network that cannot be read.
     """
-    deadline = Deadline(_seconds(timeout))
+    deadline = Deadline(as_timeout(timeout))
     if workers < 1:
         raise InvalidInputError(f"workers is {workers}; expected at least 1")
     if method not in METHODS:
@@ -100,7 +100,8 @@ def verify_vnnlib(
     return replace(outcome, seconds=deadline.elapsed)
 
 
-def _seconds(timeout: SupportsFloat | None) -> float | None:
+def as_timeout(timeout: SupportsFloat | None) -> float | None:
+    """A positive number of seconds, or None for no limit."""
     seconds = None if timeout is None else float(timeout)
     if seconds is not None and not seconds > 0:
         raise InvalidInputError(f"timeout is {timeout}; expected a positive number of seconds, or None")

@@ -1,5 +1,6 @@
 """From what a user passes to a checked problem."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,34 +33,49 @@ def _graph_of(network: nn.Module, shape: Shape) -> Graph:
     )
 
 
-def make_problem(
-    network: nn.Module,
-    inputs: Float[Tensor, "batch *shape"],
-    labels: Int[Tensor, " batch"],
-    *,
-    eps: Any,
-    norm: str,
-    domain: Any,
-) -> Problem:
-    """The network's graph, the balls around the inputs, and the labels' margins, all checked.
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked about every input: does it keep its label in a ball of this kind?
 
-    The inputs are rounded to the network's own precision first, as the network itself would read them.
+    Attributes:
+        network: the module itself.
+        graph: what it computes.
+        dtype, device: its precision, and where it is.
+        eps, norm: the ball.
+        domain: limits of valid inputs, flat.
     """
-    if norm not in NORMS:
-        raise InvalidInputError(f"norm is {norm!r}; expected one of {', '.join(NORMS)}")
-    radius = as_radius(eps)
-    if not isinstance(network, nn.Module):
-        raise InvalidTypeError(f"the network is a {type(network).__name__}; expected a torch.nn.Module")
-    shape: Shape = tuple(inputs.shape[1:])
-    graph = _graph_of(network, shape)
-    if len(graph.output_shape) != 1:
-        raise InvalidInputError(
-            f"the network's output has shape {graph.output_shape}; expected one score for each class"
-        )
-    dtype, device = precision_of(network)
-    region = _balls(inputs.flatten(1).to(device), dtype, radius, norm, as_domain(domain, shape))
-    margins = margins_of_labels(labels.to(device), graph.output_shape[0])
-    return Problem(network, graph, region, margins, dtype)
+
+    network: nn.Module
+    graph: Graph
+    dtype: torch.dtype
+    device: torch.device
+    eps: float
+    norm: str
+    domain: tuple[Tensor, Tensor] | None
+
+    @staticmethod
+    def of(network: nn.Module, shape: Shape, *, eps: Any, norm: str, domain: Any) -> "Question":
+        """From what a user passes, checked."""
+        if norm not in NORMS:
+            raise InvalidInputError(f"norm is {norm!r}; expected one of {', '.join(NORMS)}")
+        radius = as_radius(eps)
+        if not isinstance(network, nn.Module):
+            raise InvalidTypeError(f"the network is a {type(network).__name__}; expected a torch.nn.Module")
+        graph = _graph_of(network, shape)
+        if len(graph.output_shape) != 1:
+            raise InvalidInputError(
+                f"the network's output has shape {graph.output_shape}; expected one score for each class"
+            )
+        return Question(network, graph, *precision_of(network), radius, norm, as_domain(domain, shape))
+
+    def problem(self, inputs: Float[Tensor, "batch *shape"], labels: Int[Tensor, " batch"]) -> Problem:
+        """The balls around some inputs, and the margins of their labels, checked.
+
+        The inputs are rounded to the network's own precision first, as the network itself would read them.
+        """
+        region = _balls(inputs.flatten(1).to(self.device), self.dtype, self.eps, self.norm, self.domain)
+        margins = margins_of_labels(labels.to(self.device), self.graph.output_shape[0])
+        return Problem(self.network, self.graph, region, margins, self.dtype)
 
 
 def _balls(

@@ -8,7 +8,7 @@ from certify.errors import InvalidInputError
 from certify.inputs import as_inputs, as_label
 from certify.search import Deadline, Outcome, Plan, Problem
 from certify.search.climb import climb
-from certify.setup import make_problem, plan_of
+from certify.setup import Question, plan_of
 from certify.threads import threads_for
 from certify.verdict import Status, Verdict
 
@@ -48,7 +48,9 @@ def verify(
     """
     plan, deadline = plan_of(method), Deadline(_seconds(timeout))
     labels = as_label(label)
-    problem = make_problem(network, _one(x), labels, eps=eps, norm=norm, domain=domain)
+    point = _one(x)
+    question = Question.of(network, tuple(point.shape[1:]), eps=eps, norm=norm, domain=domain)
+    problem = question.problem(point, labels)
     with threads_for(problem.multiplications):
         outcome = climb(problem, plan, deadline)
     return _verdict(problem, outcome, int(labels), deadline)

@@ -72,6 +72,11 @@ class AbstractMethod(ABC):
     def name(self) -> str:
         """What a user calls it."""
 
+    @property
+    def largest_batch(self) -> int:
+        """From how many inputs on more of them at once gain nothing."""
+        return 256
+
     @abstractmethod
     def steps(self, graph: Graph, region: AbstractRegion, known: Bounds | None = None) -> Iterator[Bounds]:
         """The bounds after one node more each time: a caller short of time stops anywhere."""

@@ -34,6 +34,11 @@ class Intersection(AbstractMethod):
         """What a user calls it."""
         return " & ".join(method.name for method in self.methods)
 
+    @property
+    def largest_batch(self) -> int:
+        """What suits all of them."""
+        return min(method.largest_batch for method in self.methods)
+
     def steps(self, graph: Graph, region: AbstractRegion, known: Bounds | None = None) -> Iterator[Bounds]:
         """One node more each time."""
         for together in zip(*(m.steps(graph, region, known) for m in self.methods), strict=True):

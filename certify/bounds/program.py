@@ -38,6 +38,11 @@ class AbstractProgram(AbstractMethod):
     stop: Callable[[], bool] | None = None
 
     @property
+    def largest_batch(self) -> int:
+        """Few: only the attack and the substitution before are faster together."""
+        return 8
+
+    @property
     def stopped(self) -> bool:
         """Whether time is over."""
         return self.stop is not None and self.stop()

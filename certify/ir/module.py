@@ -9,22 +9,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from certify.errors import InvalidInputError
+from certify.ir.digest import digest_of_program
 from certify.ir.from_onnx import graph_from_onnx
 from certify.ir.from_torch import graph_from_torch
 from certify.ir.graph import Graph
+from certify.ir.onnx_file import read_program
 from certify.ir.ops import Shape
 
 
 class GraphModule(nn.Module):
     """Runs a graph in one precision; `graph` itself is float64, with torch tensors.
 
-    Inputs may have any shape with the right number of entries behind the batch axis.
+    Inputs may have any shape with the right number of entries behind the batch axis. `digest` tells the file that
+    the graph was read from, if it was.
     """
 
     zero: Tensor
 
-    def __init__(self, graph: Graph, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, graph: Graph, dtype: torch.dtype = torch.float32, digest: str | None = None) -> None:
         super().__init__()
+        self.digest = digest
         self.graph = graph.map_arrays(torch.as_tensor)
         self._rounded = self.graph.map_arrays(lambda array: array.to(dtype) if array.is_floating_point() else array)
         # Tells the precision, as the parameters of another module would.
@@ -50,7 +54,7 @@ def module_from_onnx(source: str | os.PathLike[str] | bytes) -> GraphModule:
     Raises:
         InvalidInputError, UnsupportedOp: as `graph_from_onnx`.
     """
-    return GraphModule(graph_from_onnx(source))
+    return GraphModule(graph_from_onnx(source), digest=digest_of_program(read_program(source)))
 
 
 def precision_of(module: nn.Module) -> tuple[torch.dtype, torch.device]:

@@ -12,6 +12,7 @@ from math import inf, nextafter
 import numpy as np
 
 from certify.errors import InvalidInputError, QueryError
+from certify.jobs.digests import digest_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +122,12 @@ class Query:
     def n_outputs(self) -> int:
         """Number of outputs of the network it asks about."""
         return int(self.cases[0].A.shape[1])
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells it from every other property."""
+        arrays = ("lower", "upper", "A", "b", "written_lower", "written_upper", "written_b", "written_rows")
+        return digest_of(self.declared, *(getattr(case, name) for case in self.cases for name in arrays))
 
     @cached_property
     def groups(self) -> tuple[tuple[Case, ...], ...]:

@@ -39,6 +39,9 @@ class Plan:
     limit: float | None = None
 
 
+# The stage of an input that is its own counterexample.
+AT_CENTRE = "the input itself"
+
 _LADDER = tuple(METHODS[name] for name in ("ibp", "crown-ibp", "crown", "alpha-crown"))
 
 PLANS: dict[str, Plan] = {
@@ -104,7 +107,7 @@ def _check_centres(problem: Problem, outcome: Outcome) -> None:
         confirmed = problem.select(lost).is_counterexample(points[lost]).tolist()
         _record(
             outcome,
-            "the input itself",
+            AT_CENTRE,
             lost,
             {k: points[k] for k, sure in zip(lost, confirmed, strict=True) if sure},
         )

@@ -270,17 +270,17 @@ def test_timeout_is_an_answer():
 def test_an_interrupt_keeps_the_work(monkeypatch):
     X = points_of((2,), 30, seed=29)
     y = np.array([label_of(PLANE, x) for x in X])
-    monkeypatch.setattr("certify.accuracy._LARGEST_BATCH", 10)
+    monkeypatch.setattr("certify.bounds.IBP.largest_batch", 10)
     whole = certify.certified_accuracy(PLANE, X, y, eps=0.02)
-    climb, calls = certify.accuracy.climb, []
+    climb, calls = certify.batches.climb, []
 
     def interrupted(*args):
         calls.append(args)
-        if len(calls) == 3:
+        if len(calls) == 3:  # of the third batch
             raise KeyboardInterrupt
         return climb(*args)
 
-    monkeypatch.setattr("certify.accuracy.climb", interrupted)
+    monkeypatch.setattr("certify.batches.climb", interrupted)
     report = certify.certified_accuracy(PLANE, X, y, eps=0.02)
     assert report.interrupted
     assert "interrupted" in str(report)
