@@ -38,7 +38,10 @@ class Atom(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """variable <= (or >=) a number that lies between two doubles: the common atom, without fractions."""
+    """variable <= (or >=) a number that lies between two doubles: the common atom, without fractions.
+
+    `value` is the number itself where no double is.
+    """
 
     variable: Variable
     upper: bool
@@ -46,6 +49,7 @@ class Bound(NamedTuple):
     above: float
     strict: bool
     at: int
+    value: Decimal | Fraction | None = None
 
 
 Constraint = Atom | Bound
@@ -79,7 +83,7 @@ def bound(variable: Variable, value: Decimal, *, upper: bool, strict: bool, at: 
     """variable <= value, or variable >= value."""
     near = float(value)
     below, above = around(near, (near > value) - (near < value))
-    return Bound(variable, upper, below, above, strict, at)
+    return Bound(variable, upper, below, above, strict, at, None if below == above else value)
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,13 @@ class Box:
         # rows: lower, upper as bounds; lower, upper as written
         self.limits = np.tile(np.array([[-np.inf], [np.inf]]), (2, size))
         self.emptied: EmptyQueryError | None = None
+        # Inputs with both limits between the same two doubles: only the numbers themselves tell which is larger.
+        self.narrow: frozenset[int] = frozenset()
 
     def copy(self) -> "Box":
         """An independent copy."""
         twin = Box(0)
-        twin.limits, twin.emptied = self.limits.copy(), self.emptied
+        twin.limits, twin.emptied, twin.narrow = self.limits.copy(), self.emptied, self.narrow
         return twin
 
     def add(self, item: Bound) -> None:
@@ -121,6 +127,24 @@ class Box:
             self.emptied = EmptyQueryError(
                 f"the box is empty: X_{j} is at least {least} and at most {most}{strictly}", item.at
             )
+        elif inner_least > inner_most:
+            self.narrow |= {j}
+
+    def compare(self, constraints: Iterable[Constraint]) -> None:
+        """Look at the narrow inputs again, with the numbers as written in all constraints of the box."""
+        limits: dict[int, dict[bool, tuple[Fraction, bool]]] = {j: {} for j in self.narrow}
+        for item in map(as_bound, constraints if self.narrow else ()):
+            if isinstance(item, Bound) and item.variable[0] == "X" and item.variable[1] in limits:
+                own = limits[item.variable[1]]
+                sign = 1 if item.upper else -1
+                # The least of upper limits, and of lower ones with the other sign; a strict one is the tighter.
+                value = sign * Fraction(item.below if item.value is None else item.value)
+                own[item.upper] = min(own.get(item.upper, (value, not item.strict)), (value, not item.strict))
+        for j, own in limits.items():
+            (most, open_above), (least, open_below) = own[True], own[False]
+            if most + least < 0 or (most + least == 0 and not (open_above and open_below)):
+                text = f"the box is empty: the limits of X_{j}, between two doubles, leave no number"
+                self.emptied = EmptyQueryError(text)
 
 
 def as_bound(item: Constraint) -> Constraint:
@@ -128,8 +152,9 @@ def as_bound(item: Constraint) -> Constraint:
     if isinstance(item, Bound) or len(item.coefficients) != 1:
         return item
     ((variable, factor),) = item.coefficients
-    below, above = enclose(item.constant / factor)
-    return Bound(variable, factor > 0, below, above, item.strict, item.at)
+    value = item.constant / factor
+    below, above = enclose(value)
+    return Bound(variable, factor > 0, below, above, item.strict, item.at, None if below == above else value)
 
 
 def conjunction(parts: Sequence[Sequence[Sequence[Constraint]]]) -> list[list[Constraint]]:
@@ -169,7 +194,8 @@ def query_of(
     shared_rows: list[Constraint] = []
     for item in common:
         _place(item, base, shared_rows)
-    return _cases(base, shared_rows, chosen, sizes)
+    base.compare(common)
+    return _cases(base, (common, shared_rows), chosen, sizes)
 
 
 def _place(item: Constraint, box: Box, rows: list[Constraint]) -> None:
@@ -192,17 +218,25 @@ def _place(item: Constraint, box: Box, rows: list[Constraint]) -> None:
         box.emptied = EmptyQueryError("a constraint without variables is never true", item.at)
 
 
-def _cases(base: Box, shared: list[Constraint], chosen: Sequence[Sequence[Constraint]], sizes: Sizes) -> Query:
+def _cases(
+    base: Box,
+    shared: tuple[Sequence[Constraint], Sequence[Constraint]],
+    chosen: Sequence[Sequence[Constraint]],
+    sizes: Sizes,
+) -> Query:
+    """`shared` are all constraints that all cases have, and those of them on outputs."""
     cases: list[Case] = []
     boxes: dict[bytes, tuple[np.ndarray, ...]] = {}
     numbers, emptied = 0, base.emptied
     for extra in chosen:
-        rows = list(shared)
+        rows = list(shared[1])
         box = base
         if any(_limits_input(item) for item in extra):
             box = base.copy()
         for item in extra:
             _place(item, box, rows)
+        if box is not base:
+            box.compare([*shared[0], *extra])
         if box.emptied is not None:
             emptied = box.emptied
             continue

@@ -106,6 +106,31 @@ def test_cases_mean_what_the_text_says(seed):
         assert not meant or outer_holds(query, x, y)
 
 
+@pytest.mark.parametrize("shared", [0, 1, 2])
+@pytest.mark.parametrize("low", ["(> X_0 0.1)", "(>= X_0 0.1)", "(>= X_0 0.10000000000000001)", "(< 0.2 (* 2 X_0))"])
+@pytest.mark.parametrize("high", ["(< X_0 0.1)", "(<= X_0 0.1)", "(<= (+ X_0 0.9) 0.99999999999999999)"])
+def test_limits_between_two_doubles_are_compared_as_written(low, high, shared):
+    """No double is 0.1, nor between 0.1 and 0.10000000000000001; in each place of the file."""
+    lowest = Fraction("0.10000000000000001") if "0001" in low else Fraction("0.1")
+    most = Fraction("0.09999999999999999") if "0.9)" in high else Fraction("0.1")
+    empty = lowest > most or (lowest == most and ("=" not in low or "=" not in high))
+    parts = [low, high]
+    choice = "(and " + " ".join(parts[shared:]) + ")" if shared < 2 else "(<= X_1 1)"
+    text = DECLARED + BOX + "".join(f"(assert {part})" for part in parts[:shared])
+    text += f"(assert (or (and (<= Y_0 0) {choice}) (and (<= Y_1 0) {choice})))"
+    if empty:
+        with pytest.raises(EmptyQueryError, match="the box is empty"):
+            parse_vnnlib1(text)
+    else:
+        (first, _) = parse_vnnlib1(text).cases
+        assert Fraction(float(first.lower[0])) <= lowest <= most <= Fraction(float(first.upper[0]))
+
+
+def test_one_case_of_several_may_be_empty_between_two_doubles():
+    text = DECLARED + BOX + "(assert (<= X_0 0.1)) (assert (or (>= X_0 0.1) (> X_0 0.1) (<= Y_0 0)))"
+    assert len(parse_vnnlib1(text).cases) == 2
+
+
 def test_box_contains_the_decimal_numbers():
     query = parse_vnnlib1(DECLARED + BOX + "(assert (<= X_0 0.1)) (assert (>= X_0 0.1)) (assert (<= Y_0 0.7))")
     (case,) = query.cases
