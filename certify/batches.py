@@ -1,7 +1,7 @@
 """Certified accuracy in parts: a batch is bounded at once, and what stays open is searched input by input."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -83,14 +83,14 @@ def digest_of_network(question: Question) -> str:
 def bound_batch(asked: Asked, batch: Batch) -> Record:
     """Attack and bounds, without the search."""
     question, plan = asked
-    outcome = _outcome(question, replace(plan, complete=False), batch)
-    return _record(batch, outcome, question.graph.input_shape, _OPEN if plan.complete else Status.UNKNOWN.name)
+    outcome = _outcome(question, plan.first_part, batch)
+    return _record(batch, outcome, question.graph.input_shape, _OPEN if plan.searches else Status.UNKNOWN.name)
 
 
 def search_input(asked: Asked, batch: Batch) -> Record:
     """The search of one input, from the plan's tightest bounds."""
     question, plan = asked
-    outcome = _outcome(question, replace(plan, methods=plan.methods[-1:], attack=None), batch)
+    outcome = _outcome(question, plan.second_part, batch)
     return _record(batch, outcome, question.graph.input_shape, Status.UNKNOWN.name)
 
 

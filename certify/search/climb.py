@@ -38,6 +38,21 @@ class Plan:
     complete: bool = False
     limit: float | None = None
 
+    @property
+    def searches(self) -> bool:
+        """Whether it goes on, input by input, where its bounds leave something open."""
+        return self.complete
+
+    @property
+    def first_part(self) -> "Plan":
+        """Attack and bounds, of many inputs at once."""
+        return replace(self, complete=False)
+
+    @property
+    def second_part(self) -> "Plan":
+        """What is left for an input that the first part left open: the search, from the tightest bounds."""
+        return replace(self, methods=self.methods[-1:], attack=None)
+
 
 # The stage of an input that is its own counterexample.
 AT_CENTRE = "the input itself"

@@ -426,7 +426,7 @@ def long_folder(folder):
     return folder
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_killed_run_goes_on_and_does_nothing_twice(long_folder, jobs):
     path = long_folder / "results.jsonl"
     with batch(long_folder, "--jobs", jobs) as process:
