@@ -36,6 +36,8 @@ class Verdict:
             re-run on and that it gives another label; None unless FALSIFIED.
         method: the stage that decided, or the last one that ran.
         seconds: wall time.
+        claims: lower bounds of margins that a mixed-integer solver claims, capped at 0: floating point, not proved,
+            and never a reason for VERIFIED. Empty unless `method="milp"` solved such programs.
     """
 
     status: Status
@@ -44,9 +46,11 @@ class Verdict:
     counterexample: np.ndarray | None = field(repr=False)
     method: str
     seconds: float
+    claims: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lower_bounds", MappingProxyType(dict(self.lower_bounds)))
+        object.__setattr__(self, "claims", MappingProxyType(dict(self.claims)))
 
     @property
     def worst_margin(self) -> float:
@@ -58,6 +62,9 @@ class Verdict:
         if self.worst_margin > -np.inf:
             rival = min(self.lower_bounds, key=self.lower_bounds.__getitem__)
             lines.append(f"  label {self.label}, closest rival {rival}: margin at least {self.worst_margin:.6g}")
+        if not self.status.decided and self.claims:
+            kept = sum(bound >= 0 for bound in self.claims.values())
+            lines.append(f"  HiGHS claims, without proof, that {kept} of {len(self.claims)} open margins hold")
         if self.counterexample is not None:
             lines.append(f"  counterexample: array of shape {self.counterexample.shape} in .counterexample")
         return "\n".join(lines)

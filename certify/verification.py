@@ -35,7 +35,9 @@ def verify(
         domain: a pair (lower, upper) of numbers or arrays that valid inputs obey, such as (0, 1).
         method: "auto" (attack, then intervals, CROWN, alpha-CROWN and at most a minute of complete search, until
             the answer is known), "complete" (the same with no limit but the timeout), "ibp", "crown-ibp", "crown",
-            "alpha-crown", "deeppoly-0", "deeppoly-1", "lp" or "multi-neuron" (attack, then this method), or a `Plan`.
+            "alpha-crown", "deeppoly-0", "deeppoly-1", "lp" or "multi-neuron" (attack, then this method),
+            "milp" (attack, bounds, then mixed-integer programs of what they leave open, and the complete search,
+            which proves what the solver claims), or a `Plan`.
         timeout: seconds; looked at between layers and attack steps, one of which is always finished.
 
     Returns:
@@ -77,4 +79,6 @@ def _verdict(problem: Problem, outcome: Outcome, label: int, deadline: Deadline)
     bounds = zip(problem.margins.rivals[0].tolist(), outcome.lower[0].tolist(), strict=True)
     witness = outcome.witness.get(0)
     shaped = None if witness is None else witness.reshape(problem.graph.input_shape).cpu().numpy()
-    return Verdict(status, label, dict(bounds), shaped, stage, deadline.elapsed)
+    rivals = problem.margins.rivals[0].tolist()
+    claims = {rivals[target]: bound for target, bound in outcome.claims.get(0, {}).items()}
+    return Verdict(status, label, dict(bounds), shaped, stage, deadline.elapsed, claims)

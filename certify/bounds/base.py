@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from certify.ir import Graph
+from certify.ir.ops import AbstractAffine
 from certify.properties import Margins
 from certify.regions import AbstractRegion
 
@@ -90,6 +91,11 @@ class AbstractMethod(ABC):
         self, graph: Graph, region: AbstractRegion, bounds: Bounds, margins: Margins
     ) -> Float[Tensor, "batch targets"]:
         """Lower bounds of the margins, given bounds on every node."""
+
+
+def count_needed(graph: Graph) -> int:
+    """Nodes whose bounds the margins rest on: all below the output, and an output that is not affine too."""
+    return graph.output + (not isinstance(graph.nodes[graph.output].op, AbstractAffine))
 
 
 def place(graph: Graph, like: Tensor) -> Graph:

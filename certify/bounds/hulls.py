@@ -26,6 +26,8 @@ Vector = Float[np.ndarray, " _"]
 _ROUNDING = 2.0**-44
 # Relative: a vertex may miss a constraint by this much, as may a multiplier its sign.
 _NEAR = 1e-9
+# Of the longest axis of the vertices: a shorter one is none.
+_FLAT = 1e-7
 # A random projection: rows that differ, differ there.
 _MIXER = np.random.default_rng(0).standard_normal(16)
 
@@ -64,16 +66,32 @@ def facets(
 ) -> tuple[Float[np.ndarray, "facets two_k"], Float[np.ndarray, " facets"]]:
     """Normals n on (z, relu(z)) and unproved limits of n.(z, relu(z)) <= limit, for all z with D z <= limits.
 
-    None where the hull is flat, or Qhull gives up.
+    A hull that is flat, as where pre-activations depend on each other, has facets inside its own plane, and the
+    plane's normals, both ways. None where it is a segment, or Qhull gives up.
     """
     points = _vertices(limits, k)
+    if len(points) < 3:
+        return np.zeros((0, 2 * k)), np.zeros(0)
+    centre = points.mean(0)
+    _, sizes, axes = np.linalg.svd(points - centre)
+    rank = int((sizes > _FLAT * sizes[0]).sum())
+    if rank < 2:
+        return np.zeros((0, 2 * k)), np.zeros(0)
+    plane, flat = (np.eye(2 * k), axes[:0]) if rank == 2 * k else (axes[:rank], axes[rank:])
+    inner = _facets_in(points @ plane.T)
+    normals = np.concatenate([inner[:, :-1] @ plane, flat, -flat])
+    # A facet inside the plane of the points has the same offset as in the whole space.
+    return normals, np.concatenate([-inner[:, -1], flat @ centre, -flat @ centre])
+
+
+def _facets_in(points: Float[np.ndarray, "vertices rank"]) -> Float[np.ndarray, "facets rank_and_1"]:
+    rank = points.shape[1]
     try:
-        found = ConvexHull(points).equations if len(points) > 2 * k else np.zeros((0, 2 * k + 1))
+        found = ConvexHull(points).equations if len(points) > rank else np.zeros((0, rank + 1))
     except QhullError:
-        found = np.zeros((0, 2 * k + 1))
+        found = np.zeros((0, rank + 1))
     # Qhull cuts facets into simplices: equal ones are merged.
-    found = found[np.unique(np.round(found @ _MIXER[: 2 * k + 1], 9), return_index=True)[1]]
-    return found[:, :-1], -found[:, -1]
+    return found[np.unique(np.round(found @ _MIXER[: rank + 1], 9), return_index=True)[1]]
 
 
 def _vertices(limits: Float[np.ndarray, " directions"], k: int) -> Float[np.ndarray, "vertices two_k"]:

@@ -111,7 +111,7 @@ class LinearModel:
                 return None
             found = self.solver.getSolution()
             point = np.append(np.asarray(found.col_value), 1.0)
-            if not self._add_tangent(point):
+            if not self.add_tangent(point):
                 break
         return Solution(float(objective @ point), point, np.asarray(found.row_dual))
 
@@ -129,24 +129,26 @@ class LinearModel:
         """Rows of the program by now."""
         return int(self.solver.getNumRow())
 
-    def _add_tangent(self, point: Vector) -> bool:
+    def add_tangent(self, point: Vector) -> bool:
+        """Cut a point outside the region off; whether there was a need to."""
         centre = self.region.centre
         inside = torch.as_tensor(point[: centre.shape[1]])[None].to(centre)
         nearest = self.region.project(inside)
         normal = (inside - nearest)[0]
         if float(normal.norm()) <= _NEAR * (float((nearest - centre).norm()) + 1e-9):
             return False
-        self._add_row(normal.cpu().numpy(), np.arange(len(normal)), float(normal @ nearest[0]))
+        self.add_row(normal.cpu().numpy(), np.arange(len(normal)), float(normal @ nearest[0]))
         return True
 
-    def _add_row(self, coefficients: Vector, variables: Int[np.ndarray, " n"], limit: float) -> None:
+    def add_row(self, coefficients: Vector, variables: Int[np.ndarray, " n"], limit: float) -> None:
+        """coefficients.variables <= limit."""
         self.solver.addRow(-np.inf, limit, len(variables), variables.astype(np.int32), coefficients)
 
     def add_cut(self, cut: Cut, source: int) -> None:
         """One more valid inequality; `source` is the node that the relaxed node reads."""
         row = cut.after @ self.expressions[cut.node][cut.index] + cut.before @ self.expressions[source][cut.index]
         self.cuts.append((cut, self.n_rows))
-        self._add_row(row[:-1], np.arange(len(row) - 1), cut.limit - row[-1])
+        self.add_row(row[:-1], np.arange(len(row) - 1), cut.limit - row[-1])
 
 
 def linear_model(question: Question, upto: int) -> LinearModel:

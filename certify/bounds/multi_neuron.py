@@ -7,7 +7,7 @@ current solution violates most are added, and the program is solved again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 import torch
@@ -65,9 +65,10 @@ class MultiNeuron(AbstractProgram):
         return best
 
     def _layer(self, question: Question, entry: Relaxed) -> "_Layer | None":
-        groups = np.array(list(combinations(range(len(entry.index)), self.group)))[: self.groups]
-        if not len(groups):
+        count = min(self.group, len(entry.index))
+        if count < 2:
             return None
+        groups = np.array(list(islice(combinations(range(len(entry.index)), count), self.groups)))
         limits = _direction_limits(question, entry, entry.index[groups])
         return _Layer.of(question.graph.nodes[entry.node].inputs[0], entry, groups, limits)
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from certify.bounds import METHODS, AbstractMethod, Bounds
-from certify.bounds.base import last, place
+from certify.bounds.base import count_needed, last, place
 from certify.ir import Graph
-from certify.ir.ops import AbstractAffine
 from certify.search.attack import PGD
 from certify.search.deadline import Deadline
+from certify.search.milp import require_relu, solve
 from certify.search.phases import Finding, Trees, search
 from certify.search.phases.witness import Confirm
 from certify.search.problem import Problem
@@ -30,6 +30,7 @@ class Plan:
         attack: before them.
         complete: whether what is still open is searched, phase by phase.
         limit: seconds for the search of one input; None for no limit but the caller's.
+        mixed_integer: whether what the bounds leave open goes to mixed-integer programs before the search.
     """
 
     name: str
@@ -37,16 +38,17 @@ class Plan:
     attack: PGD | None = field(default_factory=PGD)
     complete: bool = False
     limit: float | None = None
+    mixed_integer: bool = False
 
     @property
     def searches(self) -> bool:
         """Whether it goes on, input by input, where its bounds leave something open."""
-        return self.complete
+        return self.complete or self.mixed_integer
 
     @property
     def first_part(self) -> "Plan":
         """Attack and bounds, of many inputs at once."""
-        return replace(self, complete=False)
+        return replace(self, complete=False, mixed_integer=False)
 
     @property
     def second_part(self) -> "Plan":
@@ -62,7 +64,9 @@ _LADDER = tuple(METHODS[name] for name in ("ibp", "crown-ibp", "crown", "alpha-c
 PLANS: dict[str, Plan] = {
     "auto": Plan("auto", _LADDER, complete=True, limit=60.0),
     "complete": Plan("complete", _LADDER[2:], complete=True),
-} | {name: Plan(name, (method,)) for name, method in METHODS.items()}
+    **{name: Plan(name, (method,)) for name, method in METHODS.items()},
+    "milp": Plan("milp", _LADDER[2:], complete=True, mixed_integer=True),
+}
 
 
 @dataclass
@@ -73,6 +77,7 @@ class Outcome:
     stage: list[str]
     witness: dict[int, Tensor]
     lower: Tensor  # batch, targets
+    claims: dict[int, dict[int, float]] = field(default_factory=dict)  # by input and target, not proved
 
     @staticmethod
     def start(problem: Problem) -> "Outcome":
@@ -93,6 +98,8 @@ class Outcome:
 
 def climb(problem: Problem, plan: Plan, deadline: Deadline) -> Outcome:
     """An answer for every input of the batch."""
+    if plan.mixed_integer:
+        require_relu(problem.graph)
     outcome = Outcome.start(problem)
     _check_centres(problem, outcome)
     if plan.attack is not None and outcome.left and not deadline.expired:
@@ -101,7 +108,7 @@ def climb(problem: Problem, plan: Plan, deadline: Deadline) -> Outcome:
     for method in plan.methods:
         if outcome.left and not deadline.expired:
             known = _bound(problem, method, known, outcome, deadline)
-    if plan.complete:
+    if plan.searches:
         _search(problem, plan, known, outcome, deadline)
     outcome.settle(outcome.left, Status.TIMEOUT if deadline.expired else Status.UNKNOWN)
     return outcome
@@ -134,11 +141,6 @@ def _attack(problem: Problem, attack: PGD, outcome: Outcome, deadline: Deadline)
     _record(outcome, "pgd", left, {left[k]: point for k, point in found.items()})
 
 
-def _count_needed(graph: Graph) -> int:
-    """Nodes whose bounds the margins rest on: all below the output, and an output that is not affine too."""
-    return graph.output + (not isinstance(graph.nodes[graph.output].op, AbstractAffine))
-
-
 def _bound(
     problem: Problem, method: AbstractMethod, known: Bounds | None, outcome: Outcome, deadline: Deadline
 ) -> Bounds | None:
@@ -146,7 +148,7 @@ def _bound(
     left = outcome.left
     part = problem.select(left)
     method = _timed(method, deadline)
-    hidden = islice(method.steps(problem.graph, part.region, known), _count_needed(problem.graph))
+    hidden = islice(method.steps(problem.graph, part.region, known), count_needed(problem.graph))
     bounds = last(takewhile(lambda _: not deadline.expired, hidden), Bounds())
     if deadline.expired:
         return None
@@ -167,16 +169,22 @@ def _timed(method: AbstractMethod, deadline: Deadline) -> AbstractMethod:
 
 
 def _search(problem: Problem, plan: Plan, known: Bounds | None, outcome: Outcome, deadline: Deadline) -> None:
-    """Search every input without an answer; `known` are the bounds of these, in order."""
+    """Programs and search for every input without an answer; `known` are the bounds of these, in order."""
     for position, k in enumerate(outcome.left):
         if deadline.expired:
             return
         part, bounds = problem.select([k]), None if known is None else known.select([position])
         limit = deadline.within(plan.limit)
-        # The search runs on the CPU, wherever the network is.
-        trees = Trees.of_margins(place(problem.graph, torch.zeros(0).double()), part.region.cpu(), part.margins.cpu())
-        found = search(trees, _confirm(part), deadline=limit, known=bounds and bounds.to("cpu"))
-        outcome.stage[k] = "complete"
+        # Programs and search run on the CPU, wherever the network is.
+        graph, region = place(problem.graph, torch.zeros(0).double()), part.region.cpu()
+        bounds = bounds and bounds.to("cpu")
+        if plan.mixed_integer:
+            bounds = _programs(part, graph, bounds, outcome, k, limit)
+            if outcome.status[k] is not None or not plan.complete:
+                continue
+        trees = Trees.of_margins(graph, region, part.margins.cpu())
+        found = search(trees, _confirm(part), deadline=limit, known=bounds)
+        outcome.stage[k] = "milp, then complete" if plan.mixed_integer else "complete"
         outcome.lower[k] = torch.maximum(outcome.lower[k], found.bound.to(outcome.lower))
         if found.witness is not None:
             outcome.witness[k] = torch.from_numpy(found.witness.point).to(part.region.centre.device)
@@ -185,6 +193,31 @@ def _search(problem: Problem, plan: Plan, known: Bounds | None, outcome: Outcome
             outcome.settle([k], Status.VERIFIED)
         elif found.finding is Finding.TIMEOUT:
             outcome.settle([k], Status.TIMEOUT)
+
+
+def _programs(
+    part: Problem, graph: Graph, known: Bounds | None, outcome: Outcome, k: int, deadline: Deadline
+) -> Bounds:
+    """The mixed-integer programs of input k, which settle it where they find a counterexample or are not needed."""
+    judge = _confirm(part)
+    found = solve(
+        graph,
+        part.region.cpu(),
+        part.margins.cpu(),
+        lambda x: judge(x, 0),
+        deadline=deadline,
+        known=known,
+        lower=outcome.lower[k].cpu(),
+    )
+    outcome.stage[k], outcome.claims[k] = "milp", found.claims
+    outcome.lower[k] = found.lower.to(outcome.lower)
+    if found.witness is not None:
+        outcome.witness[k] = found.witness.to(part.region.centre.device)
+        outcome.settle([k], Status.FALSIFIED)
+    elif bool((found.lower > 0).all()):
+        outcome.stage[k] = "lp"
+        outcome.settle([k], Status.VERIFIED)
+    return found.bounds
 
 
 def _confirm(problem: Problem) -> Confirm:

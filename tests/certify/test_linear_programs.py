@@ -243,10 +243,30 @@ def test_proved_limits_hold_for_any_normal(k):
         assert (both @ normal).max() <= proved_limit(normal, limits)
 
 
-def test_flat_groups_give_no_cut():
-    limits = np.array([0.0 if d[0] == 0 else abs(d[0]) for d in directions(2)])
-    normals, offsets = facets(limits, 2)
-    assert len(normals) == len(offsets) == 0
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("k", [2, 3])
+def test_facets_of_neurons_that_move_together_are_the_hull_of_their_curve(k, seed):
+    """Pre-activations x - x_i for x in [-1, 1]: any objective has its largest value at an end or a kink."""
+    generator = np.random.default_rng(seed)
+    kinks = np.sort(generator.uniform(-0.9, 0.9, k))
+    ends = np.array([-1.0, 1.0])
+    curve = np.concatenate([ends, kinks])[:, None] - kinks
+    both = np.concatenate([curve, curve.clip(0)], 1)
+    normals, offsets = facets((directions(k) @ (ends[:, None] - kinks).T).max(1), k)
+    assert (both @ normals.T <= offsets + 1e-9).all()
+    for objective in generator.normal(size=(5, 2 * k)):
+        box = [(-5, 5)] * (2 * k)
+        found = linprog(-objective, normals, offsets + 1e-9, bounds=box, method="highs")
+        assert -found.fun == pytest.approx((both @ objective).max(), abs=1e-6)
+    for normal in normals[:10]:
+        limit = proved_limit(normal, (directions(k) @ (ends[:, None] - kinks).T).max(1))
+        assert limit == pytest.approx((both @ normal).max(), abs=1e-9)
+
+
+def test_points_and_segments_give_no_cut():
+    for limits in (np.zeros(8), np.array([max(d[0], 0.0) for d in directions(2)])):
+        normals, offsets = facets(limits, 2)
+        assert len(normals) == len(offsets) == 0
 
 
 def test_slopes_of_deeppoly_are_zero_or_one():

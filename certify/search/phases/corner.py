@@ -16,14 +16,17 @@ from certify.search.phases.root import Root
 
 # Price of violating the phases: the program then always has a solution, also where no point has these phases.
 _PRICE = 1e6
+# A region that is not a box enters by tangents, added where a minimiser is outside by more than this share.
+_TANGENTS, _NEAR = 20, 1e-7
 
 
 def by_linear_program(root: Root, leaf: Leaves) -> tuple[Leaves, Float[Tensor, "1 n"] | None]:
     """One leaf bounded with the multipliers of HiGHS, and the solver's point where it found one.
 
-    min t + price r over x in the bounding box, r >= 0, with condition_c(x) <= t for every condition and
+    min t + price r over x in the region, r >= 0, with condition_c(x) <= t for every condition and
     s_j z_j(x) >= -r for every fixed phase s_j. The dual variables are weights and multipliers of a substitution,
-    whose value is the Lagrangian: the substitution proves the bound, whatever the solver says.
+    whose value is the Lagrangian, minimised over the region itself: the substitution proves the bound, whatever the
+    solver says, and needs no multipliers of the region's tangents.
     """
     if not root.exact:
         return leaf, None
@@ -38,7 +41,7 @@ def by_linear_program(root: Root, leaf: Leaves) -> tuple[Leaves, Float[Tensor, "
         return leaf, None
     price = -torch.from_numpy(result.ineqlin.marginals).clamp(max=0)
     weights, multipliers = price[: int(root.trees.real[leaf.tree].sum())], torch.zeros_like(signs)
-    multipliers[0, fixed] = price[len(weights) :] * signs[0, fixed]
+    multipliers[0, fixed] = price[len(weights) :][: int(fixed.sum())] * signs[0, fixed]
     proved = root.relaxed.judge(
         root.trees.form(leaf.tree), owner, _parameters(root, leaf, bounds, multipliers, weights), bounds
     )
@@ -97,4 +100,21 @@ def _solve(
     objective[-2:] = 1.0, _PRICE
     lower, upper = (v[0].tolist() for v in region.bounding_box())
     box = [*zip(lower, upper, strict=True), (None, None), (0.0, None)]
-    return linprog(objective, np.hstack([left, ends]), right, bounds=box, method="highs")
+    rows = np.hstack([left, ends])
+    for _ in range(_TANGENTS):
+        result = linprog(objective, rows, right, bounds=box, method="highs")
+        tangent = _tangent(region, result.x[:-2]) if result.status == 0 else None
+        if tangent is None:
+            break
+        rows, right = np.vstack([rows, [*tangent[0], 0.0, 0.0]]), np.append(right, tangent[1])
+    return result
+
+
+def _tangent(region: AbstractRegion, x: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], float] | None:
+    """normal.x <= limit in the region, and not at a point outside."""
+    point = torch.from_numpy(x)[None]
+    nearest = region.project(point)
+    normal = (point - nearest)[0]
+    if float(normal.norm()) <= _NEAR * (float((nearest - region.centre).norm()) + 1e-9):
+        return None
+    return normal.numpy(), float(normal @ nearest[0])
