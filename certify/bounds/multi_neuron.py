@@ -17,6 +17,7 @@ from certify.bounds.backward import Form, lower_bound, make_step
 from certify.bounds.hulls import directions, facets, proved_limit
 from certify.bounds.linear_model import Cut, LinearModel, Question, Relaxed, Solution
 from certify.bounds.program import AbstractProgram, Objectives
+from certify.ir.ops import ReLU
 
 # Of a normal of unit length, in units of the pre-activations' size.
 _VIOLATED = 1e-6
@@ -65,8 +66,10 @@ class MultiNeuron(AbstractProgram):
         return best
 
     def _layer(self, question: Question, entry: Relaxed) -> "_Layer | None":
+        # The hulls are those of ReLUs: of other activations only their own lines hold.
+        is_relu = isinstance(question.graph.nodes[entry.node].op, ReLU)
         count = min(self.group, len(entry.index))
-        if count < 2:
+        if not is_relu or count < 2:
             return None
         groups = np.array(list(islice(combinations(range(len(entry.index)), count), self.groups)))
         limits = _direction_limits(question, entry, entry.index[groups])

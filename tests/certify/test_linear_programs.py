@@ -21,6 +21,7 @@ from certify_cases import (
 )
 from certify_laws import exact_minimum, margins_below_samples, samples_stay_inside
 from scipy.optimize import linprog
+from torch import nn
 
 from certify import InvalidInputError
 from certify.bounds import CROWN, IBP, AlphaCROWN, DeepPoly, Intersection, MultiNeuron, TriangleLP
@@ -261,6 +262,22 @@ def test_facets_of_neurons_that_move_together_are_the_hull_of_their_curve(k, see
     for normal in normals[:10]:
         limit = proved_limit(normal, (directions(k) @ (ends[:, None] - kinks).T).max(1))
         assert limit == pytest.approx((both @ normal).max(), abs=1e-9)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.Sigmoid])
+@pytest.mark.parametrize("seed", range(2))
+def test_programs_hold_for_smooth_activations(seed, activation):
+    """The hulls of groups are those of ReLUs; applied to tanh they cut values off."""
+    layers = [nn.Linear(2, 6), activation(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), activation(), nn.Linear(6, 2)]
+    network = randomised(nn.Sequential(*layers).double(), seed)
+    with torch.no_grad():
+        for layer in network[::2]:
+            layer.weight.mul_(2)
+    graph = graph_from_torch(network)
+    centre = centres(2, 1, seed)
+    region = Box(centre - 0.5, centre + 0.5)
+    for method in PROGRAMS:
+        samples_stay_inside(graph, region, method(graph, region), seed, count=100)
 
 
 def test_points_and_segments_give_no_cut():
