@@ -13,6 +13,7 @@ from certify.ir.graph import Graph
 from certify.ir.ops import Linear, ReLU
 from certify.properties.query import Case, enclose
 from certify.search.deadline import Deadline
+from certify.search.inputs.attack import descend_box, sample_box
 from certify.search.inputs.bounds import Boxes, bound_layers
 from certify.search.inputs.chain import Chain
 from certify.search.inputs.cut import _cut
@@ -94,6 +95,41 @@ def test_the_bound_is_below_a_witness():
     assert progress.found
     assert progress.boxes > 0
     assert progress.bound <= found[-1]
+
+
+def test_descent_follows_the_gradient_of_the_case_it_pursues():
+    """Central differences of the largest row of each case, where no ReLU and no maximum has its kink."""
+    generator = np.random.default_rng(1)
+    sizes = [4, 12, 9, 3]
+    chain = Chain.of([(generator.normal(size=(m, n)), generator.normal(size=m)) for n, m in pairwise(sizes)])
+    lower, upper = -np.ones(4), np.ones(4)
+    cases = [Case(lower, upper, generator.normal(size=(rows, 3)), generator.normal(size=rows)) for rows in (2, 3)]
+    targets = InputSearch.of(chain, cases).targets
+    x, case, h = generator.uniform(-1, 1, (200, 4)), np.arange(200) % 2, 1e-6
+    value, gradient = targets.slopes(chain, x, case)
+    assert np.array_equal(value, targets.margins(chain.values(x))[np.arange(200), case])
+    moved = [[targets.slopes(chain, x + sign * h * unit, case)[0] for sign in (1, -1)] for unit in np.eye(4)]
+    slope = np.stack([(up - down) / (2 * h) for up, down in moved], 1)
+    smooth = np.abs(np.stack([up + down for up, down in moved], 1) - 2 * value[:, None]).max(1) < 1e-9
+    assert smooth.sum() > 150
+    assert np.abs(slope - gradient)[smooth].max() < 1e-6
+
+
+def test_descent_finds_what_is_unsafe_near_a_corner_of_a_flat_network():
+    """min(0.125 + x_1 + ... + x_n + n, 1) on [-1, 1]^n, 1 in all but a corner, is at most 0.126 nowhere else."""
+    n = 6
+    layers = [(-np.ones((1, n)), np.array([0.875 - n])), (-np.ones((1, 1)), np.ones(1))]
+    search = InputSearch.of(Chain.of(layers), [Case(-np.ones(n), np.ones(n), np.ones((1, 1)), np.array([0.126]))])
+    found = []
+
+    def replay(x, k):
+        found.append(x)
+        return bool(search.chain.values(x[None])[0, 0] <= 0.126)
+
+    box = (search.cases[0].lower, search.cases[0].upper)
+    assert not sample_box(search.chain, search.targets, box, replay, 0, lambda: None)
+    assert all(descend_box(search.chain, search.targets, box, replay, (seed, 0), lambda: None) for seed in range(5))
+    assert np.abs(found[-1] + 1).sum() <= 1e-3 + 1e-12
 
 
 def test_processes_prove_the_same():

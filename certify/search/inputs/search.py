@@ -10,7 +10,7 @@ import numpy as np
 
 from certify.properties.query import Case
 from certify.search.deadline import Deadline, OutOfTimeError
-from certify.search.inputs.attack import Replay, replay_best, sample_box
+from certify.search.inputs.attack import Replay, descend_box, replay_best, sample_box
 from certify.search.inputs.bounds import Boxes, bound_layers
 from certify.search.inputs.chain import Chain, Sizes
 from certify.search.inputs.cut import clip, split_scores
@@ -134,6 +134,7 @@ class InputSearch:
     def run(self, progress: Progress, replay: Replay, deadline: Deadline, most: int | None = None) -> Progress:
         """Go on until the search is over, the time is, or `most` boxes more were bounded.
 
+        Samples come first; a search that goes on after as many boxes as a batch has begins with a descent.
         Nothing is lost when time runs out: the same call with the returned progress goes on.
         """
 
@@ -145,6 +146,8 @@ class InputSearch:
                     return replace(progress, found=True)
                 if not self.sizes.usable:
                     return replace(progress, open=(), stuck=1, floor=-np.inf)
+                if progress.boxes >= BATCH and not progress.over and self._descended(progress.boxes, replay, tick):
+                    return replace(progress, found=True)
                 while not progress.over and (limit is None or progress.boxes < limit):
                     tick()
                     progress = self._step(progress, replay, tick)
@@ -155,6 +158,10 @@ class InputSearch:
     def _sampled(self, replay: Replay, tick: Callable[[], None]) -> bool:
         box = (self.cases[0].lower, self.cases[0].upper)
         return sample_box(self.chain, self.targets, box, replay, self.seed, tick)
+
+    def _descended(self, boxes: int, replay: Replay, tick: Callable[[], None]) -> bool:
+        box = (self.cases[0].lower, self.cases[0].upper)
+        return descend_box(self.chain, self.targets, box, replay, (self.seed, boxes), tick)
 
     def _step(self, progress: Progress, replay: Replay, tick: Callable[[], None]) -> Progress:
         """One batch."""

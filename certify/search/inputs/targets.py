@@ -60,6 +60,20 @@ class Targets:
         """(batch, K): at most 0 where the outputs y (batch, m) lie in a case (as floating point sees it)."""
         return np.maximum.reduceat(y @ self.A.T - self.b, self.starts, axis=1)
 
+    def slopes(self, chain: Chain, x: np.ndarray, case: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The margin of a case (batch,) at each input x (batch, n), and its gradient (batch, n)."""
+        active, value = [], x
+        for W, b in zip(chain.weights[:-1], chain.biases[:-1], strict=True):
+            value = value @ W.T + b
+            active.append(value > 0)
+            value = np.maximum(value, 0)
+        rows = (value @ chain.weights[-1].T + chain.biases[-1]) @ self.A.T - self.b
+        rows = np.where(self.owner == case[:, None], rows, -np.inf)
+        gradient = self.A[rows.argmax(1)] @ chain.weights[-1]
+        for W, on in zip(reversed(chain.weights[:-1]), reversed(active), strict=True):
+            gradient = (gradient * on) @ W
+        return rows.max(1), gradient
+
 
 @dataclass(frozen=True, eq=False)
 class Planes:
