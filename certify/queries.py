@@ -185,7 +185,9 @@ def _by_phases(model: Network, query: Query, effort: _Effort) -> QueryVerdict:
             found.append(witness)
         return witness is not None
 
-    outcome = phases.search_phases(model.graph, query, deadline=effort.deadline, seed=effort.seed, confirm=confirm)
+    outcome = phases.search_phases(
+        model.graph, query, deadline=effort.deadline, seed=effort.seed, confirm=confirm, workers=effort.workers
+    )
     answer = Answer[{"EMPTY": "UNSAT", "WITNESS": "SAT", "OPEN": "UNKNOWN", "TIMEOUT": "TIMEOUT"}[outcome.finding.name]]
     bound = min(float(outcome.bound.min()), 0.0)
     return QueryVerdict(answer, found[0] if found else None, bound, "phases", outcome.leaves, 0.0)

@@ -5,7 +5,7 @@ verifiers", ICLR 2021. The bounds of hidden entries are optimised too, each with
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -51,12 +51,27 @@ class Relaxed:
         affine = {k: s for k, s in steps.items() if isinstance(graph.nodes[k].op, AbstractAffine)}
         return Relaxed(graph, region, bounds, affine, place(graph, fast.centre), fast, bounds.to(fast.centre.dtype))
 
-    def forms(self, form: Form, inputs: Int[Tensor, " batch"], bounds: Bounds | None = None) -> Forms:
-        """For the ascent: a form for each of the given inputs, between bounds of its own if there are any."""
+    def between(self, bounds: Bounds, inputs: Int[Tensor, " batch"] | None = None) -> "Relaxed":
+        """The same network between tighter bounds, which are bounds for the given inputs."""
+        fast = bounds.to(self.fast_region.centre.dtype)
+        if inputs is None:
+            return replace(self, bounds=bounds, fast_bounds=fast)
+        steps = {k: step.select(inputs) for k, step in self.steps.items()}
+        regions = self.region.select(inputs), self.fast_region.select(inputs)
+        return Relaxed(self.graph, regions[0], bounds, steps, self.fast_graph, regions[1], fast)
+
+    def forms(
+        self, form: Form, inputs: Int[Tensor, " batch"], bounds: Bounds | None = None, entry: Form | None = None
+    ) -> Forms:
+        """For the ascent: a form for each of the given inputs, between bounds of its own if there are any.
+
+        With an `entry` of a node below the weights of the form's rows are free, and added to that entry.
+        """
         region = self.fast_region.select(inputs)
         bounds = self.fast_bounds.select(inputs) if bounds is None else bounds
         rows, constant = (v.to(region.centre) for v in (form.rows, form.constant))
-        return Forms(self.fast_graph, region, bounds, form.node, rows, constant)
+        others = {} if entry is None else {entry.node: entry.rows[:, 0].to(region.centre)}
+        return Forms(self.fast_graph, region, bounds, form.node, rows, constant, others)
 
     def optimise(
         self, form: Form, inputs: Int[Tensor, " batch"], steps: int, stop: Callable[[], bool] | None = None
@@ -67,7 +82,12 @@ class Relaxed:
         return self.judge(form, inputs, ascent.parameters)
 
     def judge(
-        self, form: Form, inputs: Int[Tensor, " batch"], parameters: Parameters, bounds: Bounds | None = None
+        self,
+        form: Form,
+        inputs: Int[Tensor, " batch"],
+        parameters: Parameters,
+        bounds: Bounds | None = None,
+        entry: Form | None = None,
     ) -> Float[Tensor, " batch"]:
         """The bound with given parameters, in the working precision and rounded down."""
         region, parameters = self.region.select(inputs), parameters.to(self.region.centre.dtype)
@@ -80,20 +100,24 @@ class Relaxed:
             if parameters.multipliers is not None:
                 multipliers[slot.node] = slot.of(parameters.multipliers).unsqueeze(1)
         if parameters.weights is not None:
-            form = self._weighted(form, inputs, parameters.weights)
+            # Conditions of their own are below the largest one only if their weights sum to one: single precision
+            # and solvers leave them off by more than the rounding here.
+            whole = 1.0 if entry is not None else parameters.weights.sum(1, keepdim=True)
+            form = self._weighted(form, inputs, parameters.weights / whole)
+        if entry is not None:
+            constant, error = form.constant + entry.constant, form.error + entry.error
+            form = Form(form.node, form.rows, constant, error, others={entry.node: entry.rows})
         return lower_bound(self.graph, region.minimum, steps, form, multipliers=multipliers).squeeze(1)
 
     def _weighted(self, form: Form, inputs: Int[Tensor, " batch"], weights: Float[Tensor, "batch conditions"]) -> Form:
-        """One form for all conditions; what the sum rounds off is paid for by the size of the values.
-
-        It is below the largest condition only if the weights sum to one: single precision and solvers leave them
-        off by more than the rounding here.
-        """
-        weights = weights / weights.sum(1, keepdim=True)
+        """One form for all conditions; what the sum rounds off is paid for by the size of the values."""
         rows, constant = form.rows.flatten(2), form.constant
         size = self.bounds.size(form.node)[inputs].flatten(1)
         total = torch.einsum("bc,bcn->bn", weights, rows.abs()).mul(size).sum(1) + (weights * constant.abs()).sum(1)
-        error = form.error + gamma(rows.shape[1] + rows.shape[2], rows.dtype) * total[:, None]
+        error = (
+            form.error * weights.sum(1, keepdim=True)
+            + gamma(rows.shape[1] + rows.shape[2], rows.dtype) * total[:, None]
+        )
         summed = torch.einsum("bc,bcn->bn", weights, rows).reshape((-1, 1, *form.rows.shape[2:]))
         return Form(form.node, summed, (weights * constant).sum(1, keepdim=True), error)
 

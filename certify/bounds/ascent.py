@@ -11,13 +11,13 @@ Nothing here is rounded outward: an ascent finds parameters, and `certify.bounds
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from certify.bounds.base import Bounds
@@ -43,7 +43,7 @@ class Slot:
         """The first position after it."""
         return self.start + prod(self.shape)
 
-    def of(self, flat: Float[Tensor, "batch n"]) -> Float[Tensor, "batch *shape"]:
+    def of(self, flat: Shaped[Tensor, "batch n"]) -> Shaped[Tensor, "batch *shape"]:
         """This node's part."""
         return flat[:, self.start : self.stop].unflatten(1, self.shape)
 
@@ -122,6 +122,8 @@ class Forms:
         region: one region for every form.
         bounds: on the sources of all relaxed nodes, for every form; fixed phases are in them.
         start: the node that the forms are on.
+        others: by node below, rows that are added with weight 1. The weights of the conditions then say how much
+            of each is added to these: they need not sum to 1.
     """
 
     graph: Graph
@@ -130,6 +132,7 @@ class Forms:
     start: int
     rows: Float[Tensor, "batch conditions *shape"]
     constants: Float[Tensor, "batch conditions"]
+    others: Mapping[int, Tensor] = field(default_factory=dict)
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
@@ -164,7 +167,7 @@ class Forms:
     def substitute(self, parameters: Parameters) -> Substituted:
         """Down to the input, with the minimum there."""
         rows, constant = self._weighted(parameters.weights)
-        arrived, slots = {self.start: rows}, {s.node: s for s in self.slots}
+        arrived, slots = {self.start: rows, **self.others}, {s.node: s for s in self.slots}
         positive: dict[int, Tensor] = {}
         negative: dict[int, Tensor] = {}
         for k in range(self.start, 0, -1):
@@ -305,11 +308,17 @@ class _Mover:
             multipliers = self._move(1, gradient.multipliers, count).mul_(self.scale).add_(now.multipliers)
             multipliers = multipliers.mul_(self.signs).clamp_(min=0).mul_(self.signs)
         if now.weights is not None and gradient.weights is not None:
-            # On the simplex only differences matter, and a factor keeps a weight positive.
-            uneven = gradient.weights - gradient.weights.mean(1, keepdim=True)
-            weights = now.weights * self._move(2, uneven, count).exp_()
-            weights = weights / weights.sum(1, keepdim=True)
+            weights = self._weights(now.weights, gradient.weights, count)
         return Parameters(slopes, multipliers, weights)
+
+    def _weights(self, now: Tensor, gradient: Tensor, count: int) -> Float[Tensor, "batch conditions"]:
+        """A factor keeps a weight positive."""
+        if self.forms.others:
+            return now * self._move(2, gradient, count).exp_()
+        # On the simplex only differences matter.
+        uneven = gradient - gradient.mean(1, keepdim=True)
+        weights = now * self._move(2, uneven, count).exp_()
+        return weights / weights.sum(1, keepdim=True)
 
     def _move(self, which: int, gradient: Tensor, count: int) -> Tensor:
         state = self.states[which]

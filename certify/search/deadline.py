@@ -1,6 +1,7 @@
 """A time limit."""
 
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
 
 
@@ -19,6 +20,11 @@ class Deadline:
     def elapsed(self) -> float:
         """Seconds since it was made."""
         return perf_counter() - self.start
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return inf if self.seconds is None else max(self.seconds - self.elapsed, 0.0)
 
     @property
     def expired(self) -> bool:

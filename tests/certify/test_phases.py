@@ -1,5 +1,6 @@
 """The search on phases against exact arithmetic and enumeration, and what it promises on the way."""
 
+from dataclasses import replace
 from fractions import Fraction
 from time import perf_counter
 
@@ -23,8 +24,9 @@ from certify.regions import Box, LpBall
 from certify.search import Deadline
 from certify.search.phases import Effort, Finding, Trees, search, search_phases
 from certify.search.phases.bounding import bound
+from certify.search.phases.growth import first_leaves
+from certify.search.phases.narrow import narrowed
 from certify.search.phases.root import roots_of
-from certify.search.phases.search import _roots
 
 NO_ATTACK = Effort(restarts=0)
 
@@ -51,7 +53,7 @@ def judge(seed, effort=None):
 
     cases = [Case(lower, upper, A, b) for A, b in polytopes]
     effort = effort or Effort(restarts=2, descents=10)
-    outcome = search_phases(graph_from_layers(layers), cases, deadline=Deadline(20.0), confirm=confirm, effort=effort)
+    outcome = search_phases(graph_from_layers(layers), cases, deadline=Deadline(200.0), confirm=confirm, effort=effort)
     truth = Finding.WITNESS if exact_phases.satisfiable(layers, lower, upper, polytopes) else Finding.EMPTY
     return outcome.finding, truth
 
@@ -165,7 +167,7 @@ def test_bounds_of_leaves_hold_on_their_phases_and_only_rise():
     region = Box(*(v[None] for v in map(torch.from_numpy, box_around(4, 5, 0.9))))
     trees = Trees.of_margins(graph, region, margins_of_labels(torch.tensor([1]), 3))
     *_, root = roots_of(trees, None, Deadline())
-    leaves = _roots(trees, root)
+    leaves = first_leaves(root)
     for _ in range(6):
         done = bound(root, leaves, 12, Effort().rates, lambda: False).leaves
         assert (done.bound >= leaves.bound).all()
@@ -272,6 +274,64 @@ def test_the_same_seed_gives_the_same_search():
     assert one.finding is two.finding is Finding.EMPTY
     assert one.leaves == two.leaves
     assert torch.equal(one.bound, two.bound)
+
+
+IN_PARTS = Effort(restarts=2, descents=10, first=1, least=8)
+
+
+def test_searches_in_parts_do_not_contradict_exact_arithmetic():
+    """The same questions, with hidden bounds of parts: these hold where the conditions do only."""
+    answers = [judge(seed, IN_PARTS) for seed in range(1000, 1030)]
+    wrong = [seed for seed, (answer, truth) in enumerate(answers, 1000) if answer not in (truth, Finding.OPEN)]
+    assert not wrong
+    assert sum(answer is not Finding.OPEN for answer, _ in answers) > 18
+
+
+@pytest.mark.parametrize(("seed", "finding"), [(3, Finding.EMPTY), (5, Finding.WITNESS)])
+def test_the_answer_does_not_depend_on_the_number_of_processes(seed, finding):
+    """Leaf by leaf; with several processes what comes after a witness is thrown away."""
+    graph = random_network(seed, 4, 12, 12, 2)
+    lower, upper = box_around(4, seed, 0.8)
+    case = Case(lower, upper, np.array([[1.0, -1.0]]), np.array([exact_lower(graph, lower, upper) + 0.4]))
+    effort = replace(IN_PARTS, restarts=0, descents=0)
+    alone, two, three = (
+        search_phases(graph, [case], deadline=Deadline(), effort=effort, workers=workers) for workers in (1, 2, 3)
+    )
+    assert alone.finding is finding
+    assert alone.leaves > 10
+    for shared in (two, three):
+        assert shared.finding is finding
+        assert shared.leaves == alone.leaves
+        assert torch.equal(shared.bound, alone.bound)
+        if alone.witness is not None:
+            assert np.array_equal(shared.witness.point, alone.witness.point)
+
+
+def test_hidden_bounds_of_a_part_hold_where_its_conditions_do_and_help():
+    """Of sampled points, a hundredth of which is unsafe; somewhere they are tighter than those of the whole region."""
+    graph = random_network(4, 3, 10, 10, 2)
+    region = Box(*(v[None] for v in map(torch.from_numpy, box_around(3, 4, 0.9))))
+    generator, ceiling = seeded(7), 1e-3
+    share = torch.rand((50_000, 3), generator=generator, dtype=torch.float64)
+    points = region.lower + share * (region.upper - region.lower)
+    y = graph(points)
+    threshold = float((y[:, 0] - y[:, 1]).quantile(0.01))
+    trees = Trees.of_cases(
+        graph, [[Case(*(v[0].numpy() for v in region.bounding_box()), np.array([[1.0, -1.0]]), np.array([threshold]))]]
+    )
+    *_, root = roots_of(trees, None, Deadline())
+    leaves = bound(root, first_leaves(root), 12, Effort().rates, lambda: False).leaves
+    root = replace(root, ceiling=torch.full((1,), ceiling, dtype=torch.float64))
+    own, _ = narrowed(root, leaves, 12, 1000, lambda: False)
+    values = graph.values(points[y[:, 0] - y[:, 1] <= threshold + ceiling])
+    gains = []
+    for slot in root.slots:
+        (loose_low, loose_high), (low, high) = (r.relaxed.bounds[slot.source] for r in (root, own))
+        assert ((low >= loose_low) & (high <= loose_high)).all()
+        assert ((values[slot.source] >= low) & (values[slot.source] <= high)).all()
+        gains.append(float(((low - loose_low + loose_high - high) / (loose_high - loose_low)).max()))
+    assert len(values[0]) >= 500
+    assert max(gains) > 0.05
 
 
 def exact_lower(graph, lower, upper):

@@ -22,6 +22,10 @@ class Effort:
 
     Attributes:
         batch: leaves that are bounded together.
+        first: leaves that are bounded before the search is cut into parts.
+        narrow_steps: substitutions of every bound on a hidden entry where conditions hold.
+        narrow_entries: such entries of a part.
+        least: leaves of a part.
         root_steps: substitutions of every tree at its root.
         steps: substitutions of every leaf below.
         rates: of the ascents.
@@ -29,6 +33,10 @@ class Effort:
     """
 
     batch: int = 128
+    first: int = 512
+    narrow_steps: int = 12
+    narrow_entries: int = 512
+    least: int = 512
     root_steps: int = 40
     steps: int = 6
     rates: Rates = field(default_factory=Rates)
@@ -45,14 +53,20 @@ class Bounded:
 
 
 def bound(root: Root, leaves: Leaves, steps: int, rates: Rates, stop: Callable[[], bool]) -> Bounded:
-    """Ascend on every leaf in single precision, then prove what was found, and choose what to split next."""
+    """Ascend on every leaf in single precision, then prove what was found, and choose what to split next.
+
+    When time is over nothing more is proved: that can take long.
+    """
     trees, relaxed = root.trees, root.relaxed
-    owner, form = trees.owner[leaves.tree], trees.form(leaves.tree)
+    owner, form = leaves.owner, trees.form(leaves.tree)
     signs = root.spread(leaves.signs, relaxed.fast_region.centre.dtype)
     forms = relaxed.forms(form, owner, root.cut(relaxed.fast_bounds, owner, signs))
     ascent = ascend(forms, start_of(root, leaves, forms), steps, signs=signs, rates=rates, enough=_ENOUGH, stop=stop)
+    if stop():
+        return Bounded(leaves, ascent.point)
     best = ascent.parameters
     proved = relaxed.judge(form, owner, best, root.cut(relaxed.bounds, owner, signs))
+    proved = torch.minimum(proved, root.ceiling[leaves.tree])
     found = _updated(root, leaves, best, torch.maximum(leaves.bound, proved))
     score = scores(forms, best)[:, root.columns].float().masked_fill_(leaves.signs != 0, 0.0)
     return Bounded(replace(found, branch=choose(root, found, score, stop)), ascent.point)

@@ -77,7 +77,7 @@ def _product_of_gains(
 
 
 def _quick_bound(root: Root, leaves: Leaves, signs: Int[Tensor, "batch columns"]) -> Float[Tensor, " batch"]:
-    relaxed, owner = root.relaxed, root.trees.owner[leaves.tree]
+    relaxed, owner = root.relaxed, leaves.owner
     full = root.spread(signs, relaxed.fast_region.centre.dtype)
     forms = relaxed.forms(root.trees.form(leaves.tree), owner, root.cut(relaxed.fast_bounds, owner, full))
     return forms.substitute(start_of(root, leaves, forms)).value

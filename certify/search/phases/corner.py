@@ -11,6 +11,7 @@ from torch import Tensor
 from certify.bounds.ascent import Parameters
 from certify.bounds.base import Bounds
 from certify.regions import AbstractRegion
+from certify.search.deadline import Deadline
 from certify.search.phases.leaves import Leaves
 from certify.search.phases.root import Root
 
@@ -20,23 +21,23 @@ _PRICE = 1e6
 _TANGENTS, _NEAR = 20, 1e-7
 
 
-def by_linear_program(root: Root, leaf: Leaves) -> tuple[Leaves, Float[Tensor, "1 n"] | None]:
+def by_linear_program(root: Root, leaf: Leaves, seconds: float) -> tuple[Leaves, Float[Tensor, "1 n"] | None]:
     """One leaf bounded with the multipliers of HiGHS, and the solver's point where it found one.
 
     min t + price r over x in the region, r >= 0, with condition_c(x) <= t for every condition and
     s_j z_j(x) >= -r for every fixed phase s_j. The dual variables are weights and multipliers of a substitution,
     whose value is the Lagrangian, minimised over the region itself: the substitution proves the bound, whatever the
-    solver says, and needs no multipliers of the region's tangents.
+    solver says, and needs no multipliers of the region's tangents. It gets so many seconds.
     """
     if not root.exact:
         return leaf, None
-    owner = root.trees.owner[leaf.tree]
-    signs = root.spread(leaf.signs, torch.float64)
-    bounds = root.cut(root.relaxed.bounds, owner, signs)
+    owner = leaf.owner
+    bounds = root.cut(root.relaxed.bounds, owner, root.spread(leaf.signs, torch.float64))
+    signs = _phases_known(root, bounds)
     region = root.relaxed.region.select(owner)
     phases, outputs = _affine_maps(root, bounds, region.centre.shape[1])
     fixed = signs[0] != 0
-    result = _solve(root, leaf, region, signs[0, fixed, None] * phases[fixed], outputs)
+    result = _solve(root, leaf, region, signs[0, fixed, None] * phases[fixed], outputs, seconds)
     if result.status != 0:
         return leaf, None
     price = -torch.from_numpy(result.ineqlin.marginals).clamp(max=0)
@@ -45,7 +46,17 @@ def by_linear_program(root: Root, leaf: Leaves) -> tuple[Leaves, Float[Tensor, "
     proved = root.relaxed.judge(
         root.trees.form(leaf.tree), owner, _parameters(root, leaf, bounds, multipliers, weights), bounds
     )
+    proved = torch.minimum(proved, root.ceiling[leaf.tree])
     return replace(leaf, bound=torch.maximum(leaf.bound, proved)), torch.from_numpy(result.x[None, :-2])
+
+
+def _phases_known(root: Root, bounds: Bounds) -> Float[Tensor, "1 n"]:
+    """Of the entries that were unstable in the whole region: fixed, or known from bounds that hold in a part of it."""
+    known = torch.zeros((1, root.width), dtype=torch.float64)
+    for slot in root.slots:
+        low, high = bounds[slot.source]
+        slot.of(known)[:] = (low >= 0).double() - ((high <= 0) & (low < 0)).double()
+    return root.spread(known[:, root.columns], torch.float64)
 
 
 def _parameters(root: Root, leaf: Leaves, bounds: Bounds, multipliers: Tensor, weights: Tensor) -> Parameters:
@@ -87,6 +98,7 @@ def _solve(
     region: AbstractRegion,
     phases: Float[Tensor, "fixed coefficients"],
     outputs: Float[Tensor, "m coefficients"],
+    seconds: float,
 ) -> OptimizeResult:
     trees, tree = root.trees, int(leaf.tree[0])
     real = trees.real[tree]
@@ -100,9 +112,10 @@ def _solve(
     objective[-2:] = 1.0, _PRICE
     lower, upper = (v[0].tolist() for v in region.bounding_box())
     box = [*zip(lower, upper, strict=True), (None, None), (0.0, None)]
-    rows = np.hstack([left, ends])
+    rows, deadline = np.hstack([left, ends]), Deadline(seconds)
     for _ in range(_TANGENTS):
-        result = linprog(objective, rows, right, bounds=box, method="highs")
+        limit = {"time_limit": deadline.left}
+        result = linprog(objective, rows, right, bounds=box, method="highs", options=limit)
         tangent = _tangent(region, result.x[:-2]) if result.status == 0 else None
         if tangent is None:
             break

@@ -15,6 +15,7 @@ class Leaves:
 
     Attributes:
         tree: the tree of each.
+        owner: whose bounds on hidden nodes are its own, a position in those of the root.
         signs: 1 where a phase is fixed to active, -1 to inactive, 0 where it is free.
         slopes: the best lower slopes found.
         multipliers: the best multipliers found (signed).
@@ -24,6 +25,7 @@ class Leaves:
     """
 
     tree: Int[Tensor, " leaves"]
+    owner: Int[Tensor, " leaves"]
     signs: Int[Tensor, "leaves columns"]
     slopes: Float[Tensor, "leaves columns"]
     multipliers: Float[Tensor, "leaves columns"]
@@ -33,6 +35,11 @@ class Leaves:
 
     def __len__(self) -> int:
         return len(self.tree)
+
+    @property
+    def none(self) -> "Leaves":
+        """None of them."""
+        return self.select(torch.zeros(0, dtype=torch.long))
 
     def select(self, index: Tensor) -> "Leaves":
         """Some of them."""

@@ -27,6 +27,7 @@ def search_phases(
     seed: int = 0,
     confirm: Callable[[np.ndarray, Case], bool] | None = None,
     effort: Effort | None = None,
+    workers: int = 1,
 ) -> PhaseOutcome:
     """Whether some case has a point, by branch and bound on the phases of the network's ReLUs.
 
@@ -39,14 +40,18 @@ def search_phases(
         confirm: whether a point x (n,) of the written box really is a witness of a case; by default the graph in
             float64 and the case's exact arithmetic say so.
         effort: how much is spent where.
+        workers: processes for what is not decided soon; how many makes no difference to the answer, unless time
+            runs out.
 
     Returns:
         EMPTY only if every leaf of every tree is proved by a substitution in float64 with its rounding errors, a
         statement about real arithmetic on the graph's weights. WITNESS only with a point that was confirmed.
 
     Raises:
-        InvalidInputError: for cases that do not fit the network.
+        InvalidInputError: for cases that do not fit the network, and fewer than one process.
     """
+    if workers < 1:
+        raise InvalidInputError(f"workers is {workers}; expected at least 1")
     query = cases if isinstance(cases, Query) else Query(tuple(cases))
     sizes = (prod(graph.input_shape), prod(graph.output_shape))
     if (query.n_inputs, query.n_outputs) != sizes:
@@ -59,7 +64,9 @@ def search_phases(
     judge = _judge(placed, ordered, confirm)
     widths = [prod(node.shape) for node in graph.nodes]
     with threads_for((effort or Effort()).batch * max((a * b for a, b in pairwise(widths)), default=0)):
-        return search(Trees.of_cases(placed, query.groups), judge, deadline=deadline, seed=seed, effort=effort)
+        return search(
+            Trees.of_cases(placed, query.groups), judge, deadline=deadline, seed=seed, effort=effort, workers=workers
+        )
 
 
 def _judge(graph: Graph, cases: list[Case], confirm: Callable[[np.ndarray, Case], bool] | None) -> Confirm:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, takewhile
+from math import prod
 
 import torch
 from jaxtyping import Float, Int
@@ -21,8 +23,9 @@ from certify.search.phases.trees import Trees
 
 # Of the time limit, for the bounds of hidden entries: the leaves inherit them.
 _SHARE = 0.3
-# Parameters of the leaves that are bounded together, and how many leaves at most: a step stays short.
-_ENTRIES, _TOGETHER = 2**21, 512
+# Parameters and multiplications of the leaves that are bounded together, and how many leaves at most: a step stays
+# short, and the time limit is looked at between steps.
+_ENTRIES, _PRODUCTS, _TOGETHER = 2**21, 2**28, 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,8 @@ class Root:
         slots: of the relaxed nodes, in the flat vector of parameters.
         columns: positions of the ReLU entries that are unstable in some region.
         exact: whether the network is affine once all of these are fixed.
+        ceiling: the bounds on hidden nodes hold where no condition of a tree is above this value of the tree's:
+            no bound on its largest condition that is above follows from them.
     """
 
     trees: Trees
@@ -41,16 +46,25 @@ class Root:
     slots: tuple[Slot, ...]
     columns: Int[Tensor, " columns"]
     exact: bool
+    ceiling: Float[Tensor, " trees"]
 
     @property
     def width(self) -> int:
         """Length of the flat vector of parameters."""
         return max((slot.stop for slot in self.slots), default=0)
 
-    @property
+    @cached_property
     def together(self) -> int:
         """How many leaves can be bounded at once."""
-        return max(2, min(_TOGETHER, _ENTRIES // max(1, self.width)))
+        nodes = self.trees.graph.nodes
+        products = sum(n.op.terms * prod(n.shape) for n in nodes if isinstance(n.op, AbstractAffine))
+        return max(2, min(_TOGETHER, _ENTRIES // max(1, self.width), _PRODUCTS // max(1, products)))
+
+    @cached_property
+    def slack_at_centre(self) -> Float[Tensor, " trees"]:
+        """The largest condition of each tree at the centre of its region."""
+        outputs = self.trees.graph(self.trees.region.centre)
+        return self.trees.slack(outputs[self.trees.owner], torch.arange(len(self.trees)))
 
     def spread(self, values: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch n"]:
         """From the columns back to all positions, 0 elsewhere."""
@@ -99,4 +113,5 @@ def _root(trees: Trees, bounds: Bounds) -> Root:
         masks.append(unstable & isinstance(op, ReLU))
     columns = torch.cat(masks).nonzero().flatten() if masks else torch.zeros(0, dtype=torch.long)
     exact = all(isinstance(node.op, ReLU | AbstractAffine) for node in graph.nodes[1:])
-    return Root(trees, Relaxed.of(graph, trees.region, bounds, steps), slots, columns, exact)
+    relaxed = Relaxed.of(graph, trees.region, bounds, steps)
+    return Root(trees, relaxed, slots, columns, exact, torch.full((len(trees),), torch.inf, dtype=torch.float64))
