@@ -1,4 +1,4 @@
-"""The command line: ``certify verify``, ``certify batch``, ``certify supports`` and ``certify accuracy``.
+"""The command line: ``certify verify``, ``batch``, ``supports``, ``accuracy`` and ``check``.
 
 `verify` and `supports` follow chapter 5 of the VNN-LIB 2.0 standard. Imports wait until a command needs them.
 """
@@ -43,7 +43,11 @@ CAPABILITIES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 for any answer, 2 for bad input, 130 if it was stopped."""
+    """Run one command.
+
+    Returns the exit status: 0 for any answer, 1 for a proof file that is rejected, 2 for bad input, 130 if it was
+    stopped.
+    """
     options = _parser().parse_args(arguments)
     try:
         return options.run(options) or 0
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_batch(commands)
     _add_supports(commands)
     _add_accuracy(commands)
+    _add_check(commands)
     return parser
 
 
@@ -149,6 +154,19 @@ def _add_accuracy(commands: Any) -> None:
     accuracy.add_argument("--limit", type=int, help="only the first inputs")
     _add_workers(accuracy)
     accuracy.set_defaults(run=_accuracy)
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="check a proof file in exact arithmetic",
+        description="Accept a proof file and say what it proves (exit status 0), or reject it with the reason (1); "
+        "2 is for a file that cannot be read. Options say what the proof has to be about.",
+    )
+    check.add_argument("proof", type=Path, help="the file that verify(..., proof=FILE) wrote")
+    check.add_argument("--model", type=Path, metavar="NET.onnx", help="the network, weight by weight")
+    check.add_argument("--label", type=int, help="the class that is kept")
+    check.set_defaults(run=_check)
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -300,3 +318,20 @@ def _labelled(path: Path) -> "tuple[np.ndarray, np.ndarray]":
             return data["X"], data["y"]
     except (EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _check(options: argparse.Namespace) -> int:
+    from certify.proof.check import RejectedError, check_file
+
+    given: dict[str, Any] = {} if options.label is None else {"label": options.label}
+    if options.model is not None:
+        from certify.ir.from_onnx import graph_from_onnx
+        from certify.proof.emit.chain import exact_network
+
+        given["network"] = exact_network(graph_from_onnx(options.model, simplified=False))
+    try:
+        print(check_file(options.proof, **given))
+    except RejectedError as error:
+        print(f"rejected: {error}")
+        return 1
+    return 0
