@@ -38,6 +38,7 @@ class Verdict:
         seconds: wall time.
         claims: lower bounds of margins that a mixed-integer solver claims, capped at 0: floating point, not proved,
             and never a reason for VERIFIED. Empty unless `method="milp"` solved such programs.
+        proof: the file with a proof that `certify check` accepts, if one was asked for and written.
     """
 
     status: Status
@@ -47,6 +48,7 @@ class Verdict:
     method: str
     seconds: float
     claims: Mapping[int, float] = field(default_factory=dict)
+    proof: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lower_bounds", MappingProxyType(dict(self.lower_bounds)))
@@ -65,6 +67,8 @@ class Verdict:
         if not self.status.decided and self.claims:
             kept = sum(bound >= 0 for bound in self.claims.values())
             lines.append(f"  HiGHS claims, without proof, that {kept} of {len(self.claims)} open margins hold")
+        if self.proof is not None:
+            lines.append(f"  proof for `certify check`: {self.proof}")
         if self.counterexample is not None:
             lines.append(f"  counterexample: array of shape {self.counterexample.shape} in .counterexample")
         return "\n".join(lines)

@@ -1,16 +1,24 @@
 """One input: can anything in its region change the label?"""
 
+import os
+from dataclasses import replace
 from typing import Any, SupportsFloat, SupportsIndex
 
 from torch import Tensor, nn
 
 from certify.errors import InvalidInputError
 from certify.inputs import as_inputs, as_label
+from certify.ir.module import unmerged_graph
+from certify.ir.ops import Shape
+from certify.proof.check.network import Network
 from certify.search import Deadline, Outcome, Plan, Problem
 from certify.search.climb import climb
 from certify.setup import Question, plan_of
 from certify.threads import threads_for
 from certify.verdict import Status, Verdict
+
+# Weights that go into a proof file; of larger networks it has the digest only.
+_EMBEDDED = 2**14
 
 
 def verify(
@@ -23,6 +31,7 @@ def verify(
     domain: Any = None,
     method: str | Plan = "auto",
     timeout: SupportsFloat | None = None,
+    proof: str | os.PathLike[str] | None = None,
 ) -> Verdict:
     """Prove that no input within `eps` of `x` loses the label, or find one that does.
 
@@ -39,13 +48,17 @@ def verify(
             "milp" (attack, bounds, then mixed-integer programs of what they leave open, and the complete search,
             which proves what the solver claims), or a `Plan`.
         timeout: seconds; looked at between layers and attack steps, one of which is always finished.
+        proof: a file to write, where the answer is VERIFIED, with a proof that `certify check` accepts in exact
+            arithmetic; the time to find it comes on top. Packed unless its name ends in .json.
 
     Returns:
         The verdict. VERIFIED: every lower bound is positive, rounding included. FALSIFIED: the counterexample
-        lies in the region and the network itself, re-run on it, gives another label.
+        lies in the region and the network itself, re-run on it, gives another label. `verdict.proof` is the file,
+        or None where none was written: what cuts over several neurons or the complete search verified may have no
+        proof of this kind.
 
     Raises:
-        UnsupportedOp, TrainModeError: for a network that cannot be read.
+        UnsupportedOp, TrainModeError: for a network that cannot be read, or, with `proof`, is no chain of layers.
         InvalidInputError, InvalidTypeError: for anything else that cannot be worked with; says what to do.
     """
     plan, deadline = plan_of(method), Deadline(_seconds(timeout))
@@ -53,9 +66,33 @@ def verify(
     point = _one(x)
     question = Question.of(network, tuple(point.shape[1:]), eps=eps, norm=norm, domain=domain)
     problem = question.problem(point, labels)
+    exactly = None if proof is None else _exact_network(network, tuple(point.shape[1:]))
     with threads_for(problem.multiplications):
         outcome = climb(problem, plan, deadline)
-    return _verdict(problem, outcome, int(labels), deadline)
+    verdict = _verdict(problem, outcome, int(labels), deadline)
+    if exactly is None or verdict.status is not Status.VERIFIED:
+        return verdict
+    return replace(verdict, proof=_proved(exactly, problem, verdict, proof))
+
+
+def _exact_network(module: nn.Module, shape: Shape) -> Network:
+    from certify.proof.emit.chain import exact_network
+
+    return exact_network(unmerged_graph(module, shape))
+
+
+def _proved(network: Network, problem: Problem, verdict: Verdict, path: Any) -> str | None:
+    """Where the proof was written, if there is one."""
+    from certify.proof.emit.label import prove
+    from certify.proof.emit.margins import Question as Claimed
+    from certify.proof.writing import save
+
+    embed = sum(len(row) for W, _ in network.layers for row in W.values) <= _EMBEDDED
+    document = prove(Claimed.of(network, problem.region.cpu(), verdict.label, embed=embed), verdict.method)
+    if document is None:
+        return None
+    save(document, path)
+    return os.fspath(path)
 
 
 def _seconds(timeout: SupportsFloat | None) -> float | None:

@@ -15,20 +15,28 @@ from certify.ir.from_torch import graph_from_torch
 from certify.ir.graph import Graph
 from certify.ir.onnx_file import read_program
 from certify.ir.ops import Shape
+from certify.ir.simplify import simplify
 
 
 class GraphModule(nn.Module):
     """Runs a graph in one precision; `graph` itself is float64, with torch tensors.
 
     Inputs may have any shape with the right number of entries behind the batch axis. `digest` tells the file that
-    the graph was read from, if it was.
+    the graph was read from, if it was; `unmerged` is the graph as it was read, before layers were merged.
     """
 
     zero: Tensor
 
-    def __init__(self, graph: Graph, dtype: torch.dtype = torch.float32, digest: str | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        dtype: torch.dtype = torch.float32,
+        digest: str | None = None,
+        *,
+        unmerged: Graph | None = None,
+    ) -> None:
         super().__init__()
-        self.digest = digest
+        self.digest, self.unmerged = digest, unmerged
         self.graph = graph.map_arrays(torch.as_tensor)
         self._rounded = self.graph.map_arrays(lambda array: array.to(dtype) if array.is_floating_point() else array)
         # Tells the precision, as the parameters of another module would.
@@ -54,7 +62,8 @@ def module_from_onnx(source: str | os.PathLike[str] | bytes) -> GraphModule:
     Raises:
         InvalidInputError, UnsupportedOp: as `graph_from_onnx`.
     """
-    return GraphModule(graph_from_onnx(source), digest=digest_of_program(read_program(source)))
+    graph = graph_from_onnx(source, simplified=False)
+    return GraphModule(simplify(graph), digest=digest_of_program(read_program(source)), unmerged=graph)
 
 
 def precision_of(module: nn.Module) -> tuple[torch.dtype, torch.device]:
@@ -98,3 +107,10 @@ def numpy_graph(module: nn.Module, shape: Shape | None) -> Graph:
     else:
         graph = graph_from_torch(module, input_shape=shape, simplified=False)
     return graph.map_arrays(lambda array: array.cpu().numpy() if isinstance(array, Tensor) else array)
+
+
+def unmerged_graph(module: nn.Module, shape: Shape) -> Graph:
+    """The graph of a module with numpy arrays as it was read, also where the module runs a merged one."""
+    if isinstance(module, GraphModule) and module.unmerged is not None:
+        return module.unmerged
+    return numpy_graph(module, shape)

@@ -4,11 +4,13 @@ from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
+import torch
 
 from certify.proof.check.network import Network
 from certify.proof.emit.hints import crown
-from certify.proof.emit.margins import Builder, claim_of, finished
-from certify.proof.writing import as_json, exact
+from certify.proof.emit.margins import Builder, Question
+from certify.proof.writing import exact
+from certify.regions import Box, LpBall
 
 WIDTHS = (3, 5, 4, 3)
 
@@ -42,41 +44,46 @@ def output_at(network, x):
 
 
 def region_of(norm, seed, n=WIDTHS[0], size=0.05, domain=False):
-    """A region as a claim has it, and points of it (fractions)."""
+    """A region, and points of it (fractions)."""
     rng = np.random.default_rng(seed + 100)
-    centre = np.clip(rng.random(n), 0, 1)
-    limits = (np.zeros(n), np.ones(n)) if domain else (None, None)
+    centre = rng.random(n)
     if norm == "box":
         low, high = centre - size, centre + size * rng.random(n)
-        region = {
-            "norm": "box",
-            "centre": None,
-            "radius": None,
-            "lower": as_json(exact(low)),
-            "upper": as_json(exact(high)),
-        }
-        steps = rng.random((50, n))
-        return region, [
-            [Fraction(a) + Fraction(t) * (Fraction(b) - Fraction(a)) for a, b, t in zip(low, high, row, strict=True)]
-            for row in steps
+        shares = [[Fraction(v) for v in row] for row in rng.random((50, n))]
+        points = [
+            [Fraction(a) + t * (Fraction(b) - Fraction(a)) for a, b, t in zip(low, high, row, strict=True)]
+            for row in shares
         ]
-    region = {"norm": norm, "centre": as_json(exact(centre)), "radius": as_json(exact(size))}
-    region |= {k: None if v is None else as_json(exact(v)) for k, v in zip(("lower", "upper"), limits, strict=True)}
+        return Box(*(torch.as_tensor(v)[None] for v in (low, high))), points
+    limits = [torch.full((1, n), v, dtype=torch.float64) for v in (0.0, 1.0)] if domain else [None, None]
     steps = rng.standard_normal((50, n))
     lengths = np.linalg.norm(steps, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1, keepdims=True)
     steps = steps / lengths * size * (1 - 1e-9) * rng.random((50, 1)) ** 0.1
     points = [[Fraction(c) + Fraction(d) for c, d in zip(centre, row, strict=True)] for row in steps]
-    return region, [[min(max(v, 0), 1) for v in p] for p in points] if domain else points
+    points = [[min(max(v, 0), 1) for v in p] for p in points] if domain else points
+    return LpBall(torch.as_tensor(centre)[None], size, norm, *limits), points
 
 
-def proof_of(seed, norm="linf", *, size=0.05, domain=False, embed=True, suggest=crown, widths=WIDTHS):
-    """A network, a document that should be accepted, and points of its region; the label is that of the centre."""
+def question_of(seed, norm="linf", *, size=0.05, domain=False, embed=True, widths=WIDTHS):
+    """A random question, and points of its region; the label is that of the first point."""
     network = random_network(seed, widths)
     region, points = region_of(norm, seed, widths[0], size, domain)
     scores = output_at(network, points[0])
     label = max(range(len(scores)), key=scores.__getitem__) if len(scores) > 1 else int(scores[0] > 0)
-    held, claim = claim_of(network, region, label, embed=embed)
-    builder = Builder.start(network, claim)
-    for _ in widths[1:-1]:
+    return Question.of(network, region, label, embed=embed), points
+
+
+def builder_of(question, suggest=crown, norms=None):
+    """The proof of all hidden layers."""
+    builder = Builder.start(question, norms)
+    for _ in range(builder.depth):
         builder.add_layer(suggest)
-    return network, finished(builder, held, claim.rivals, suggest), points
+    return builder
+
+
+def proof_of(seed, norm="linf", suggest=crown, **options):
+    """A network, a document that may be accepted, and points of its region."""
+    question, points = question_of(seed, norm, **options)
+    builder = builder_of(question, suggest)
+    rivals = question.claim.rivals
+    return question.network, builder.document(rivals, builder.margins(rivals, suggest)), points

@@ -6,11 +6,13 @@ import sys
 from fractions import Fraction
 
 import pytest
-from proof_cases import output_at, proof_of
+from proof_cases import builder_of, output_at, proof_of, question_of
 
 from certify.cli import main
 from certify.proof.artefact import RejectedError, load
 from certify.proof.check import check, check_file
+from certify.proof.emit.hints import crown
+from certify.proof.emit.slopes import ascended, programmed
 from certify.proof.writing import save
 
 KINDS = [("linf", False), ("linf", True), ("l2", False), ("l2", True), ("l1", False), ("l1", True), ("box", False)]
@@ -23,9 +25,10 @@ def claimed_bounds(document):
 
 
 @pytest.mark.parametrize(("norm", "domain"), KINDS)
-def test_proofs_are_accepted_and_true(norm, domain):
-    for seed in range(5):
-        network, document, points = proof_of(seed, norm, domain=domain, size=0.03)
+@pytest.mark.parametrize("suggest", [crown, ascended, programmed])
+def test_proofs_are_accepted_and_true(norm, domain, suggest):
+    for seed in range(3):
+        network, document, points = proof_of(seed, norm, suggest, domain=domain, size=0.03)
         bounds = claimed_bounds(document)
         label = document["claim"]["label"]
         for x in points:
@@ -62,3 +65,16 @@ def test_files_and_exit_codes(tmp_path, capsys, name):
     assert main(["check", str(path)]) == 1
     assert main(["check", str(tmp_path / "absent")]) == 2
     assert main(["check", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize(("norm", "domain"), KINDS)
+def test_better_hints_prove_more(norm, domain):
+    """Ascent at least as much as CROWN, the linear program at least as much as ascent, up to rounded hints."""
+    for seed in range(3):
+        question, _ = question_of(seed, norm, domain=domain, size=0.3, widths=(4, 6, 5, 3))
+        builder = builder_of(question)
+        rivals = question.claim.rivals
+        plain, better, best = (builder.margins(rivals, s)[0] for s in (crown, ascended, programmed))
+        for low, middle, high in zip(plain, better, best, strict=True):
+            assert low <= middle + Fraction(1, 10**5)
+            assert middle <= high + Fraction(1, 10**5)

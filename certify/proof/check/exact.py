@@ -59,12 +59,6 @@ def gram(A: Matrix) -> Matrix:
     return product(A, transposed(A))
 
 
-def floor_divide(a: int, b: int) -> int:
-    """a / b rounded down, b > 0."""
-    assert b > 0
-    return a // b
-
-
 def ceil_divide(a: int, b: int) -> int:
     """a / b rounded up, b > 0."""
     assert b > 0
@@ -96,12 +90,12 @@ def psd(S: Matrix) -> bool:
         return True
     shifts = [-((S[i][i].bit_length() + 1) // 2) for i in range(len(S))]
     near = np.array(
-        [[_scaled(v, a + b) for v, b in zip(row, shifts, strict=True)] for row, a in zip(S, shifts, strict=True)]
+        [[scaled(v, a + b) for v, b in zip(row, shifts, strict=True)] for row, a in zip(S, shifts, strict=True)]
     )
     return any(_dominant_residual(S, shifts, near, margin) for margin in _MARGINS)
 
 
-def _scaled(v: int, exponent: int) -> float:
+def scaled(v: int, exponent: int) -> float:
     """v 2^exponent as a hint, whatever the size of v."""
     excess = max(v.bit_length() - 60, 0)
     return ldexp(float(v >> excess), exponent + excess)

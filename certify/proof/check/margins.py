@@ -9,6 +9,7 @@ from certify.proof.artefact import Dyadic, digest, dyadic, fields, integer, inte
 from certify.proof.check.network import Network, read_network
 from certify.proof.check.region import Region, read_region
 from certify.proof.check.rows import Hidden, centres, forms_minimum, read_rows, squared_radii
+from certify.proof.check.sdp import proves, read_multipliers
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ def _margins(claim: Claim, network: Network, proof: Any) -> dict[int, Fraction]:
     hidden = _hidden(network, claim.region, held["hidden"], held["squared_norms"])
     bounds = _by_slopes(claim, network, hidden, held["slopes"])
     for part in items(held["sdp"], None, "sdp"):
-        require(False, f"sdp proofs are not read by this checker: {str(part)[:20]}")
-    require(sorted(bounds) == claim.rivals, "the proof is not about every other class, once each")
+        rival, bound = _by_sdp(claim, network, hidden, part)
+        require(rival not in bounds, f"the margin over class {rival} is proved twice")
+        bounds[rival] = bound
+    require(sorted(bounds) == claim.rivals, "the proof is not about every other class")
     require(all(b > 0 for b in bounds.values()), "a margin's bound is not positive")
     return bounds
 
@@ -144,3 +147,16 @@ def _by_slopes(claim: Claim, network: Network, hidden: Sequence[Hidden], value: 
     for t, bound, proved in zip(rivals, bounds, found, strict=True):
         require(bound <= proved, f"the bound of the margin over class {t} is not proved")
     return dict(zip(rivals, bounds, strict=True))
+
+
+def _by_sdp(claim: Claim, network: Network, hidden: Sequence[Hidden], value: Any) -> tuple[int, Fraction]:
+    """A margin proved by a semidefinite form."""
+    held = fields(value, "sdp", "rival", "bound", "multipliers")
+    rival, bound = integer(held["rival"], "the rival", 0, 10**6), dyadic(held["bound"], (), "the bound")
+    require(rival in claim.rivals and bool(hidden), "an sdp proof needs another class and a hidden layer")
+    multipliers = read_multipliers(held["multipliers"], hidden, claim.widths[0])
+    forms, constants = margin_forms(claim, network, [rival])
+    t = Fraction(bound.values, 1 << bound.scale)
+    proved = proves(network, claim.region, hidden, (forms.values[0], constants[0], forms.scale), multipliers, t)
+    require(proved, f"the bound of the margin over class {rival} is not proved")
+    return rival, t

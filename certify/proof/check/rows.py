@@ -43,6 +43,11 @@ class Hidden:
         """l >= 0."""
         return [i for i, a in enumerate(self.lower.values) if a >= 0]
 
+    @property
+    def live(self) -> list[int]:
+        """Unstable or active."""
+        return sorted(self.unstable + self.active)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -63,7 +68,7 @@ class Rows:
 
     def free_entries(self, hidden: Hidden) -> list[int]:
         """The entries of a layer that have slopes in the file."""
-        return sorted(hidden.unstable + (hidden.active if self.free == "live" else []))
+        return hidden.live if self.free == "live" else hidden.unstable
 
 
 def read_rows(value: Any, count: int, below: Sequence[Hidden], where: str) -> Rows:

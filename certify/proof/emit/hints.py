@@ -4,30 +4,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
+
+from certify.regions import AbstractRegion, LpBall
 
 Layer = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A network in doubles, the limits of its inputs as offsets from a centre, and bounds of the first hidden layers.
+    """A network in doubles, a region, and the bounds of the first hidden layers that are proved.
 
     Attributes:
         layers: (W, b), as rounded.
+        region: a batch of one.
         centre: the middle of the region.
-        norm: "linf", "l2", "l1" or "box".
-        radius: of the ball.
-        room: lower and upper limits of the offsets.
+        radius: of the ball, 0 for a box.
+        room: lower and upper limits of x - centre, finite.
         hidden: lower and upper bounds of z, layer by layer.
     """
 
     layers: tuple[Layer, ...]
+    region: AbstractRegion
     centre: Float[np.ndarray, " n"]
-    norm: str
     radius: float
     room: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
     hidden: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+
+    @property
+    def norm(self) -> str:
+        """Of the ball; "box" for a box."""
+        return self.region.norm if isinstance(self.region, LpBall) else "box"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +88,7 @@ def crown(chain: Chain, forms: Float[np.ndarray, "m n"]) -> RowHints:
 
 
 def values(chain: Chain, forms: Float[np.ndarray, "m n"], hints: RowHints) -> Float[np.ndarray, " m"]:
-    """About what the rows will prove without lam, up to what all hints have in common."""
+    """About what the rows will prove without lam, up to constants of the forms."""
     c, total = forms, np.zeros(len(forms))
     for j in range(len(chain.hidden), 0, -1):
         (low, high), g = chain.hidden[j - 1], hints.g[j - 1]
@@ -88,13 +96,4 @@ def values(chain: Chain, forms: Float[np.ndarray, "m n"], hints: RowHints) -> Fl
         inner = np.where((low < 0) & (high > 0), 0.0, np.inf)
         total += np.minimum(np.minimum(*ends), inner).sum(1) + g @ chain.layers[j - 1][1]
         c = g @ chain.layers[j - 1][0]
-    return total + c @ chain.centre + reach(chain, c)
-
-
-def reach(chain: Chain, c: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " m"]:
-    """About the minimum of c.d over the region; with a domain that cuts a ball, a little less."""
-    corner = (np.maximum(c, 0) * chain.room[0] + np.minimum(c, 0) * chain.room[1]).sum(1)
-    if chain.norm in ("linf", "box"):
-        return corner
-    length = np.linalg.norm(c, axis=1) if chain.norm == "l2" else np.abs(c).max(1)
-    return np.maximum(corner, -chain.radius * length)
+    return total + chain.region.minimum(torch.as_tensor(c)[None])[0].numpy()

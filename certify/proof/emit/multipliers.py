@@ -25,7 +25,7 @@ def end_multipliers(chain: Chain, forms: Float[np.ndarray, "m n"]) -> Float[np.n
 def _l2(weights: np.ndarray, caps: np.ndarray, radius: float) -> np.ndarray:
     """|min(w / lam, cap)|_2 = radius, by bisection of log lam."""
     length = np.linalg.norm(weights, axis=1)
-    right = np.maximum(length / radius, 1e-300)
+    right = np.where(length > 0, length / radius, 1.0)
     left = right * 1e-9
     for _ in range(_BISECTIONS):
         middle = np.sqrt(left * right)
