@@ -2,13 +2,15 @@
 
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
+import cvxpy as cp
 import numpy as np
 import torch
 
 from certify.proof.check.network import Network
 from certify.proof.emit.hints import crown
-from certify.proof.emit.margins import Builder, Question
+from certify.proof.emit.margins import Builder, Question, slopes_json
 from certify.proof.writing import exact
 from certify.regions import Box, LpBall
 
@@ -86,4 +88,42 @@ def proof_of(seed, norm="linf", suggest=crown, **options):
     question, points = question_of(seed, norm, **options)
     builder = builder_of(question, suggest)
     rivals = question.claim.rivals
-    return question.network, builder.document(rivals, builder.margins(rivals, suggest)), points
+    return question.network, builder.document(slopes_json(rivals, *builder.margins(rivals, suggest))), points
+
+
+def sdp_multipliers(builder, rival):
+    """The dual of the relaxation in (1, d, y) by cvxpy: its value and multipliers."""
+    chain, label = builder.chain, builder.question.claim.label
+    n, unstable = len(chain.centre), [np.flatnonzero((low < 0) & (high > 0)) for low, high in chain.hidden]
+    size = 1 + n + sum(map(len, unstable))
+    unit = np.eye(size)
+    groups = {k: [cp.Variable(len(u), nonneg=k != "alpha") for u in unstable] for k in ("alpha", "beta", "gamma")}
+    sides = {name: cp.Variable(n, nonneg=True) for name in ("nu", "above", "below")}
+    tau, t = cp.Variable(nonneg=True), cp.Variable()
+
+    def both(a, b):
+        return (np.outer(a, b) + np.outer(b, a)) / 2
+
+    forms = np.concatenate([chain.centre[:, None], np.eye(n), np.zeros((n, size - 1 - n))], 1)
+    S, place = -t * both(unit[0], unit[0]), 1 + n
+    for k, (W, b) in enumerate(chain.layers[:-1]):
+        z, (low, high) = W @ forms + np.outer(b, unit[0]), chain.hidden[k]
+        forms = np.where(low[:, None] >= 0, z, 0.0)
+        for q, i in enumerate(unstable[k]):
+            y, w = unit[place], unit[place] - z[i]
+            S = S - groups["alpha"][k][q] * both(y, w) - groups["beta"][k][q] * both(y, high[i] * unit[0] - y)
+            S = S - groups["gamma"][k][q] * both(w, -low[i] * unit[0] - w)
+            forms[i], place = y, place + 1
+    W, b = chain.layers[-1]
+    S = S + both((W[label] - W[rival]) @ forms + (b[label] - b[rival]) * unit[0], unit[0])
+    ball = np.diag([chain.radius**2, *[-1.0] * n, *[0.0] * (size - 1 - n)])
+    S = S - tau * ball
+    for i in range(n):
+        under, over = unit[1 + i] - chain.room[0][i] * unit[0], chain.room[1][i] * unit[0] - unit[1 + i]
+        S = S - sides["nu"][i] * both(under, over) - sides["above"][i] * both(under, unit[0])
+        S = S - sides["below"][i] * both(over, unit[0])
+    problem = cp.Problem(cp.Maximize(t), [S >> 0, *([] if chain.norm == "l2" else [tau == 0])])
+    problem.solve(solver="CLARABEL")
+    layers = {k: [np.reshape(v.value if v.size else [], -1) for v in group] for k, group in groups.items()}
+    rest = {name: v.value for name, v in sides.items()}
+    return float(t.value), SimpleNamespace(**layers, **rest, tau=float(tau.value), pixels=np.arange(n))

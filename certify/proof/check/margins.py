@@ -87,7 +87,7 @@ def _margins(claim: Claim, network: Network, proof: Any) -> dict[int, Fraction]:
     """The proved bound of every margin, all positive."""
     held = fields(proof, "the proof", "squared_norms", "hidden", "slopes", "sdp")
     hidden = _hidden(network, claim.region, held["hidden"], held["squared_norms"])
-    bounds = _by_slopes(claim, network, hidden, held["slopes"])
+    bounds = {} if held["slopes"] is None else _by_slopes(claim, network, hidden, held["slopes"])
     for part in items(held["sdp"], None, "sdp"):
         rival, bound = _by_sdp(claim, network, hidden, part)
         require(rival not in bounds, f"the margin over class {rival} is proved twice")

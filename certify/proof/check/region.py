@@ -8,6 +8,7 @@ from certify.proof.artefact import Dyadic, digest, dyadic, fields, require
 from certify.proof.check.exact import Vector, root_up
 
 NORMS = ("linf", "l2", "l1", "box")
+_ROOT_BITS = 40  # beyond the scale of the number
 
 
 def least(k: int, lam: int, z: int, low: int, high: int) -> int:
@@ -59,8 +60,8 @@ class Region:
         corner = sum(v * (a if v > 0 else b) for v, a, b in zip(w, self.lower, self.upper, strict=True))
         best = Fraction(corner, 1 << scale + self.scale)
         if self.norm == "l2":
-            length = root_up(sum(v * v for v in w))
-            best = max(best, Fraction(-length * self.radius, 1 << scale + self.scale))
+            length = root_up(sum(v * v for v in w) << 2 * _ROOT_BITS)
+            best = max(best, Fraction(-length * self.radius, 1 << scale + self.scale + _ROOT_BITS))
             if hint > 0:
                 best = max(best, self._l2_dual(w, scale, hint, hint_scale))
         if self.norm == "l1":

@@ -85,18 +85,21 @@ def proves(
     linear = [dot(c, column) for column in transposed(forms.last)]
     block, block_scale = _input_block(network, region, hidden[0], m)
     S = max(2 * at + fine, forms.scale + scale, block_scale)
-    T = [
-        [-(p + q) << S - 2 * at - fine for p, q in zip(*rows, strict=True)]
-        for rows in zip(half, transposed(half), strict=True)
-    ]
-    for i, v in enumerate(linear):
-        T[0][i] += v << S - forms.scale - scale
-        T[i][0] += v << S - forms.scale - scale
-    for i, row in enumerate(block):
-        for j, v in enumerate(row):
-            T[i][j] += v << S - block_scale
+    T = [[0] * len(linear) for _ in linear]
+    for part in (half, transposed(half)):
+        _add(T, part, S - 2 * at - fine, -1)
+    for part in ([linear], [[v] for v in linear]):
+        _add(T, part, S - forms.scale - scale)
+    _add(T, block, S - block_scale)
     T[0][0] -= ceil(2 * (t - c0) * (1 << S))
     return psd(T)
+
+
+def _add(T: Matrix, part: Matrix, shift: int, sign: int = 1) -> None:
+    """Onto the upper left of T."""
+    for own, row in zip(T, part, strict=False):
+        for j, v in enumerate(row):
+            own[j] += sign * v << shift
 
 
 @dataclass(frozen=True)
@@ -173,18 +176,16 @@ def _input_block(network: Network, region: Region, first: Hidden, m: Multipliers
     K, k_scale = product(scaled_rows, transposed(W)), 2 * at + _INVERSE_BITS
     r, r_scale = [dot(row, e) for row in scaled_rows], at + _INVERSE_BITS + e_scale
     H, h_scale = _guess(K, k_scale, r, r_scale)
-    quadratic, q_scale = product(transposed(H), product(K, H)), 2 * h_scale + k_scale
-    linear, l_scale = [dot(column, r) for column in transposed(H)], h_scale + r_scale
+    columns = [[row[i] for row in H] for i in range(1 + len(W))]
+    quadratic, linear = product(columns, product(K, H)), [dot(column, r) for column in columns]
     k -= Fraction(sum(v * v * q for v, q in zip(e, E, strict=True)), 1 << 2 * e_scale + _INVERSE_BITS + 2)
-    S = max(q_scale, l_scale)
-    T = [[-2 * v << S - q_scale for v in row] for row in quadratic]
-    for i, v in enumerate(linear):
-        T[0][i] += v << S - l_scale
-        T[i][0] += v << S - l_scale
-    for j, row in enumerate(H, 1):
-        for i, v in enumerate(row):
-            T[i][j] += v << S - h_scale + 1
-            T[j][i] += v << S - h_scale + 1
+    S = max(2 * h_scale + k_scale, h_scale + r_scale)
+    T = [[0] * len(columns) for _ in columns]
+    _add(T, quadratic, S - 2 * h_scale - k_scale + 1, -1)
+    for part in ([linear], [[v] for v in linear]):
+        _add(T, part, S - h_scale - r_scale)
+    for part in ([[0] * len(columns), *H], [[0, *column] for column in columns]):
+        _add(T, part, S - h_scale + 1)
     T[0][0] += floor(2 * k * (1 << S))
     return T, S
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from certify.proof.check import RejectedError, check
 from certify.proof.emit.hints import crown
-from certify.proof.emit.margins import Builder, Question, Suggest
+from certify.proof.emit.margins import Builder, Question, Suggest, slopes_json
 from certify.proof.emit.slopes import ascended, programmed
 
 # From cheap to tight; all of them prove hidden bounds of their own.
@@ -23,7 +23,7 @@ def prove(question: Question, stage: str) -> dict[str, Any] | None:
             builder.add_layer(suggest)
         margins = builder.margins(rivals, suggest)
         if min(margins[0]) > 0:
-            return _checked(builder.document(rivals, margins), question)
+            return _checked(builder.document(slopes_json(rivals, *margins)), question)
     return None
 
 

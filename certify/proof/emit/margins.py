@@ -143,16 +143,17 @@ class Builder:
         end = short(end_multipliers(self.chain, first), 12)
         return Rows(free, tuple(slopes), tuple(short(v, 6) for v in hints.lam), end)
 
-    def document(
-        self, rivals: Sequence[int], margins: tuple[list[Fraction], Rows], sdp: Sequence[dict[str, Any]] = ()
-    ) -> dict[str, Any]:
+    def document(self, slopes: dict[str, Any] | None, sdp: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """The file's content, with the margins over some classes by slopes, over the others by `sdp` parts."""
-        found, rows = margins
-        bounds = below(found, _scale_of(np.array([float(v) for v in found]), _BOUND_BITS))
         norms = None if self.norms is None else [as_json(v) for v in self.norms]
-        slopes = {"rivals": list(rivals), "bounds": as_json(bounds), "rows": rows_json(rows)}
         proof = {"squared_norms": norms, "hidden": self.parts, "slopes": slopes, "sdp": list(sdp)}
         return document("margins", self.question.claim_json, self.question.claim.digest, proof)
+
+
+def slopes_json(rivals: Sequence[int], found: list[Fraction], rows: Rows) -> dict[str, Any]:
+    """Margins over some classes by slopes, as they stand in a file."""
+    bounds = below(found, _scale_of(np.array([float(v) for v in found]), _BOUND_BITS))
+    return {"rivals": list(rivals), "bounds": as_json(bounds), "rows": rows_json(rows)}
 
 
 def rows_json(rows: Rows) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ _BITS = 40
 _SHARES = (1e-6, 1e-4, 1e-2, 0.5)
 
 
+@runtime_checkable
 class Multipliers(Protocol):
     """As `certify.bounds.sdp` has them, see `certify.proof.check.sdp`."""
 

@@ -1,0 +1,147 @@
+"""Hostile files: each is rejected with a reason, in little time and memory."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import pytest
+from proof_cases import proof_of
+
+from certify.cli import main
+from certify.proof.artefact import LARGEST_FILE, RejectedError, UnreadableError, load, parse
+from certify.proof.check import check, check_file
+from certify.proof.writing import save
+
+DOCUMENT = proof_of(0)[1]
+TEXT = json.dumps(DOCUMENT)
+
+
+def reason(content):
+    with pytest.raises(RejectedError) as error:
+        check(parse(content if isinstance(content, bytes) else content.encode()))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_truncated_files(share):
+    assert "truncated" in reason(TEXT[: int(share * len(TEXT))])
+    packed = gzip.compress(TEXT.encode())
+    assert reason(packed[: int(share * len(packed))])
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1.5", "1e3", "1e999"])
+def test_what_is_no_integer(number):
+    assert "no integer" in reason(TEXT.replace('"label": ', f'"label": {number}, "more": ', 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[" * 100_000, "deep"),
+        ('{"a":' * 100_000, "deep"),
+        ("[1]", "no object"),
+        ("12", "no object"),
+        ('"text"', "no object"),
+        ("{}", "no certify-proof file"),
+        ('{"format": "certify-proof"}', "version"),
+        ('{"format": "certify-proof", "format": "certify-proof"}', "repeats a key"),
+        (TEXT.replace('"version": 1', '"version": 2'), "version 2"),
+        (TEXT.replace('"version": 1', '"version": true'), "version True"),
+        (TEXT.replace('"version": 1', '"version": ' + "9" * 4000), "version 9999"),
+        (TEXT.replace('"version": 1', '"version": ' + "9" * 5000), "digits"),
+        (TEXT.replace('"kind": "margins"', '"kind": "other"'), "kind 'other' is unknown"),
+        (TEXT.replace('"kind": "margins"', '"kind": ["margins"]'), "is unknown"),
+        (TEXT.replace('"kind": "margins"', '"kind": "margins", "extra": 1'), "unknown key 'extra'"),
+        (TEXT.replace('"label": ', '"label": true, "was": '), "unknown key"),
+        (TEXT.replace('"digest": "', '"digest": "0'), "digest"),
+        (b"\x00\xff\xfe garbage", "no JSON"),
+        ("{'a': 1}", "no JSON"),
+        ("\ufeff" + TEXT, "no JSON"),
+    ],
+)
+def test_other_content(content, told):
+    assert told in reason(content)
+
+
+def without(path):
+    """The document with one value removed, or replaced by another kind of value."""
+    for other in ("", None, [], {}, 1, True, "x", [[]], -1, 10**400):
+        copied = json.loads(TEXT)
+        inner = copied
+        for key in path[:-1]:
+            inner = inner[key]
+        if other == "":
+            del inner[path[-1]]
+        elif type(inner[path[-1]]) is type(other) and isinstance(other, int):
+            continue  # another number may be as good; see the laws
+        else:
+            inner[path[-1]] = other
+        yield copied
+
+
+def branches(value, path=()):
+    if isinstance(value, dict):
+        return [p for k in value for p in ((*path, k), *branches(value[k], (*path, k)))]
+    if isinstance(value, list):
+        return [p for k, v in enumerate(value[:2]) for p in ((*path, k), *branches(v, (*path, k)))]
+    return []
+
+
+def test_every_part_is_needed_and_typed():
+    for path in branches(DOCUMENT):
+        for bad in without(path):
+            if bad == DOCUMENT:
+                continue
+            with pytest.raises(RejectedError):
+                check(bad)
+
+
+def test_files_that_unpack_to_more_than_the_limit(tmp_path):
+    bomb = gzip.compress(b"[" + b"0," * LARGEST_FILE + b"0]")
+    assert len(bomb) < 100_000
+    assert "more than" in reason(bomb)
+    path = tmp_path / "large.json"
+    path.write_bytes(b" " * (LARGEST_FILE + 1))
+    with pytest.raises(RejectedError, match="more than"):
+        load(path)
+
+
+def test_files_that_cannot_be_read(tmp_path, capsys):
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UnreadableError, match="cannot read"):
+            check_file(path)
+        assert main(["check", str(path)]) == 2
+        assert "cannot read" in capsys.readouterr().err
+
+
+def test_memory_stays_small():
+    """Small files that stand for a lot: long scales, wide layers, deep networks."""
+    zeros = {"scale": 2400, "values": [1] * 400_000}
+    wide = json.loads(TEXT)
+    wide["claim"]["region"]["centre"] = zeros
+    wide["claim"]["network"]["widths"][0] = 400_000
+    wide["claim"]["network"]["layers"] = None
+    thin = {"weight": {"scale": 2400, "values": [[1]]}, "bias": {"scale": 2400, "values": [1]}}
+    deep = json.loads(TEXT)
+    deep["claim"]["network"] |= {"widths": [1] * 900, "layers": [thin] * 899}
+    for document in (wide, deep):
+        code = (
+            "import sys, resource; from certify.proof.artefact import parse; from certify.proof.check import check\n"
+            "try: check(parse(sys.stdin.buffer.read()))\n"
+            "except ValueError as error: print(error, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            input=json.dumps(document).encode(),
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+        assert int(run.stdout.split()[-1]) < 700_000, run.stdout  # kB
+
+
+def test_packed_files_are_the_same_every_time(tmp_path):
+    sizes = {save(DOCUMENT, tmp_path / name) for name in ("a.proof", "b.proof")}
+    assert len(sizes) == 1
+    assert (tmp_path / "a.proof").read_bytes() == (tmp_path / "b.proof").read_bytes()
