@@ -66,8 +66,9 @@ def load() -> tuple[nn.Module, Tensor, Tensor]:
 
 def bound(method: AbstractMethod, graph: Graph, region: AbstractRegion, margins: Margins) -> Tensor:
     """The lower bounds of all margins, from nothing."""
-    hidden = last(islice(method.steps(graph, region), graph.output), Bounds())
-    return method.margins(graph, region, hidden, margins)
+    with torch.no_grad():
+        hidden = last(islice(method.steps(graph, region), graph.output), Bounds())
+        return method.margins(graph, region, hidden, margins)
 
 
 def cpu_seconds(task: Callable[[], object], repeats: int) -> float:

@@ -168,22 +168,23 @@ class AlphaCROWN(AbstractMethod):
         if self.steps_hidden == 0 or not slots_below(graph, k):
             return bounds
         relaxed = Relaxed.of(graph, region, bounds, steps)
+        entries = plain_entries(graph, steps, k)
         for below in (True, False):
-            entry = plain_entries(graph, steps, k, torch.full_like(positive.flatten(1), below))
-            bounds = self._optimised_side(relaxed, bounds, k, below, entry)
+            bounds = self._optimised_side(relaxed, bounds, k, below, entries)
         return bounds
 
-    def _optimised_side(self, relaxed: Relaxed, bounds: Bounds, k: int, below: bool, entry: Entries) -> Bounds:
+    def _optimised_side(self, relaxed: Relaxed, bounds: Bounds, k: int, below: bool, entries: Entries) -> Bounds:
         """The lower or the upper bounds of the undecided entries of node k."""
         graph = relaxed.graph
         wanted = undecided(graph, bounds, k).flatten(1)
         found = torch.full_like(bounds.lower[k].flatten(1), -torch.inf)
-        widest = max(prod(node.shape) for node in graph.nodes[: k + 1])
+        widest, first = max(prod(node.shape) for node in graph.nodes[: k + 1]), 0 if below else wanted.shape[1]
         for part in _parts(wanted.nonzero(), widest):
             if self.stop is not None and self.stop():
                 break
             inputs, index = part.T
-            found[inputs, index] = relaxed.optimise(entry(inputs, index[:, None]), inputs, self.steps_hidden, self.stop)
+            form = entries(inputs, first + index[:, None])
+            found[inputs, index] = relaxed.optimise(form, inputs, self.steps_hidden, self.stop)
         ends = (found, torch.full_like(found, torch.inf)) if below else (torch.full_like(found, -torch.inf), -found)
         low, high = (v.reshape(bounds.lower[k].shape) for v in ends)
         return bounds.tightened(k, low, high)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from certify.bounds.backward import Step, lower_bound, make_step, margin_form
 from certify.bounds.base import AbstractMethod, Bounds, place
-from certify.bounds.entries import entries_of
+from certify.bounds.entries import Entries, entries_of
 from certify.bounds.ibp import IBP, interval_of
 from certify.ir import Graph
 from certify.ir.ops import AbstractAffine
@@ -26,7 +26,7 @@ from certify.relaxations import relaxation_of
 
 # Rows are substituted in chunks of about this many entries: they stay in a core's cache, and the memory of a
 # wide layer stays bounded.
-_CHUNK = 2**17
+_CHUNK = 2**18
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,20 @@ def substituted(
     The likely side comes first, the lower bound of what is positive at the centre: it settles most entries,
     and only the rest need the other side.
     """
+    _keep_memory()
+    entries = entries_of(graph, steps, k)
     for below in (positive, ~positive):
-        wanted = undecided(graph, bounds, k).flatten(1)
-        bounds = _one_side(graph, region, steps, bounds, k, below.flatten(1), wanted, stop)
+        bounds = _one_side(graph, region, steps, bounds, k, below.flatten(1), entries, stop)
     return bounds
+
+
+def _keep_memory() -> None:
+    """A block that was freed once tells glibc to keep as much, twice, for the next chunk.
+
+    By default it gives the memory of every chunk back to the system and takes it anew, page by page, which takes
+    longer than the arithmetic. The block itself is never touched.
+    """
+    torch.empty(8 * _CHUNK, dtype=torch.float64)
 
 
 def _one_side(
@@ -127,33 +137,37 @@ def _one_side(
     bounds: Bounds,
     k: int,
     below: Bool[Tensor, "batch n"],
-    wanted: Bool[Tensor, "batch n"],
+    entries: Entries,
     stop: Callable[[], bool] | None,
 ) -> Bounds:
-    """The lower bound, or where `below` is false the upper one, of the wanted entries of node k."""
+    """The lower bound, or where `below` is false the upper one, of the undecided entries of node k."""
     lower, upper = bounds[k]
     found = torch.full_like(lower.flatten(1), -torch.inf)
-    entry = entries_of(graph, steps, k, below)
-    chunks = _chunks(wanted, max(prod(node.shape) for node in graph.nodes[: k + 1]))
+    numbers = torch.arange(below.shape[1], device=below.device) + below.shape[1] * ~below
+    widest = max(prod(node.shape) for node in graph.nodes[: k + 1])
+    chunks = _chunks(undecided(graph, bounds, k).flatten(1), widest, entries.work)
     for part, index in takewhile(lambda _: stop is None or not stop(), chunks):
+        form = entries(part, numbers[part].gather(1, index))
         minimum = partial(region.minimum, inputs=part)
-        found[part[:, None], index] = lower_bound(graph, minimum, steps, entry(part, index), inputs=part)
+        found[part[:, None], index] = lower_bound(graph, minimum, steps, form, inputs=part)
     low = torch.where(below, found, -torch.inf).reshape(lower.shape)
     high = torch.where(below, torch.inf, -found).reshape(upper.shape)
     return bounds.tightened(k, low, high)
 
 
 def _chunks(
-    wanted: Bool[Tensor, "batch n"], widest: int
+    wanted: Bool[Tensor, "batch n"], widest: int, work: Int[Tensor, " batch"] | None
 ) -> Iterator[tuple[Int[Tensor, " inputs"], Int[Tensor, "inputs rows"]]]:
-    """Some inputs with equally many entries of each; inputs that want about as many go together."""
-    counts, order = wanted.sum(1).sort(descending=True)
-    while len(order) and counts[0] > 0:
-        most = int(counts[0])
-        size = max(1, _CHUNK // (most * widest))
-        part, order, counts = order[:size], order[size:], counts[size:]
+    """Some inputs with equally many entries of each; inputs that cost about as much go together."""
+    counts = wanted.sum(1)
+    order = (counts if work is None else counts * work).argsort(descending=True)[: int((counts > 0).sum())]
+    counts = counts[order]
+    while len(order):
+        size = max(1, _CHUNK // (int(counts.amax()) * widest))
+        part, order = order[:size], order[size:]
         # An input that wants fewer gets some others bounded too.
-        index = wanted[part].to(torch.uint8).topk(most, dim=1).indices
+        index = wanted[part].to(torch.uint8).topk(int(counts[:size].amax()), dim=1).indices
+        counts = counts[size:]
         for rows in index.split(max(1, _CHUNK // (len(part) * widest)), dim=1):
             yield part, rows
 

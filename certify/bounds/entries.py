@@ -3,17 +3,18 @@
 The entries of a linear layer are its rows. Where it reads a pointwise operation of another linear layer, the
 two are fused: with c a row of W, D the slopes that c selects and W1 the layer below,
 
-    c D W1 = c W1 + sum over j with D_j != 1 of c_j (D_j - 1) W1_j .
+    c D W1 = c S W1 + sum over j with D_j != S_j of c_j (D_j - S_j) W1_j ,
 
-The first term is a row of W W1, which all inputs share, and the sum is short: neurons that are active on the
-region drop out.
+S_j = 1 for the neurons that are active for most inputs, 0 for the others. The first term is a row of W S W1, which
+all inputs share, and the sum is short: neurons that are as they are for most inputs drop out.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from certify.bounds.backward import Form, Step, flat_length
@@ -22,57 +23,62 @@ from certify.ir.ops import Linear, Shape
 from certify.regions.base import dot
 from certify.relaxations import Pieces
 
-# (inputs of the batch, numbers of the entries of each) -> their forms
-Entries = Callable[[Int[Tensor, " inputs"], Int[Tensor, "inputs rows"]], Form]
 
-# Fusing pays while at most this share of the neurons has a slope other than 1.
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Makes forms of a node's entries.
+
+    Attributes:
+        forms: (inputs of the batch, some numbers for each) -> their forms. Number j is entry j of the node, number
+            j plus the size of the node the negative of entry j.
+        work: what a form of each input costs, relative to the others; None where all cost the same.
+    """
+
+    forms: Callable[[Int[Tensor, " inputs"], Int[Tensor, "inputs rows"]], Form]
+    work: Int[Tensor, " batch"] | None = None
+
+    def __call__(self, part: Int[Tensor, " inputs"], numbers: Int[Tensor, "inputs rows"]) -> Form:
+        """The forms with the given numbers."""
+        return self.forms(part, numbers)
+
+
+# Fusing pays while at most this share of the neurons is not as it is for most inputs.
 _MOST_BENT = 0.7
 
 
-def entries_of(graph: Graph, steps: Mapping[int, Step], k: int, below: Bool[Tensor, "batch n"]) -> Entries:
-    """Makes forms of entries of node k, or (where `below` is false) of their negatives."""
-    numbers, bend = _numbers(below), _bend(graph, steps, k)
-    return _plain(graph, steps, k, numbers) if bend is None else _fused(graph, steps, k, numbers, bend)
+def entries_of(graph: Graph, steps: Mapping[int, Step], k: int) -> Entries:
+    """Makes forms of entries of node k, or of their negatives."""
+    bend = _bend(graph, steps, k)
+    return plain_entries(graph, steps, k) if bend is None else _fused(graph, steps, k, bend)
 
 
-def plain_entries(graph: Graph, steps: Mapping[int, Step], k: int, below: Bool[Tensor, "batch n"]) -> Entries:
-    """The same without passing a relaxed node: for those who choose its slopes."""
-    return _plain(graph, steps, k, _numbers(below))
-
-
-def _numbers(below: Bool[Tensor, "batch n"]) -> Int[Tensor, "batch n"]:
-    return torch.arange(below.shape[1], device=below.device) + below.shape[1] * (~below)
-
-
-def _plain(graph: Graph, steps: Mapping[int, Step], k: int, numbers: Int[Tensor, "batch n"]) -> Entries:
-    """The rows of a linear layer, on what it reads, or units on node k itself."""
+def plain_entries(graph: Graph, steps: Mapping[int, Step], k: int) -> Entries:
+    """The rows of a linear layer, on what it reads, or units on node k itself: no relaxed node is passed."""
     node, error = graph.nodes[k], steps[k].error
     if not isinstance(node.op, Linear):
-        return _units(k, node.shape, error, numbers)
+        return _units(k, node.shape, error)
     start, shape = node.inputs[0], graph.nodes[node.inputs[0]].shape
-    length = flat_length(node.op.weight.unsqueeze(0))[0]
     rows, constants = _both_signs(node.op.weight), _both_signs(node.op.bias)
+    length = flat_length(rows.unsqueeze(0))[0]
 
-    def entries(part: Int[Tensor, " inputs"], index: Int[Tensor, "inputs rows"]) -> Form:
-        chosen = numbers[part].gather(1, index)
-        return Form(
-            start, _pick(rows, chosen).reshape((*index.shape, *shape)), constants[chosen], error[part], length[index]
-        )
+    def forms(part: Int[Tensor, " inputs"], numbers: Int[Tensor, "inputs rows"]) -> Form:
+        chosen = _pick(rows, numbers).reshape((*numbers.shape, *shape))
+        return Form(start, chosen, constants[numbers], error[part], length[numbers])
 
-    return entries
+    return Entries(forms)
 
 
-def _units(k: int, shape: Shape, like: Tensor, numbers: Int[Tensor, "batch n"]) -> Entries:
+def _units(k: int, shape: Shape, like: Tensor) -> Entries:
     """One coefficient of 1 or -1 each: made for a few entries at a time, as all of them may not fit into memory."""
-    size = numbers.shape[1]
+    size = prod(shape)
 
-    def entries(part: Int[Tensor, " inputs"], index: Int[Tensor, "inputs rows"]) -> Form:
-        sign = 1.0 - 2.0 * (numbers[part].gather(1, index) >= size).to(like)
-        rows = like.new_zeros((*index.shape, size)).scatter_(2, index.unsqueeze(2), sign.unsqueeze(2))
+    def forms(part: Int[Tensor, " inputs"], numbers: Int[Tensor, "inputs rows"]) -> Form:
+        sign = 1.0 - 2.0 * (numbers >= size).to(like)
+        rows = like.new_zeros((*numbers.shape, size)).scatter_(2, (numbers % size).unsqueeze(2), sign.unsqueeze(2))
         zero = torch.zeros_like(sign)
-        return Form(k, rows.reshape((*index.shape, *shape)), zero, zero, torch.ones_like(sign))
+        return Form(k, rows.reshape((*numbers.shape, *shape)), zero, zero, torch.ones_like(sign))
 
-    return entries
+    return Entries(forms)
 
 
 def _both_signs(rows: Tensor) -> Tensor:
@@ -81,8 +87,15 @@ def _both_signs(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Bend:
-    """The neurons whose slopes are not both 1, and the slopes there, less 1."""
+    """The neurons whose slopes are not those of most inputs, first, and the slopes there, less those of most inputs.
 
+    Attributes:
+        usual: the slopes of most inputs, 0 or 1.
+        count: how many neurons of each input are bent; the rest of `index` is there to fill its row.
+    """
+
+    usual: Float[Tensor, " n"]
+    count: Int[Tensor, " batch"]
     index: Int[Tensor, "batch bent"]
     lower: Float[Tensor, "batch bent"]
     between: Float[Tensor, "batch bent"]
@@ -90,12 +103,20 @@ class _Bend:
 
     @staticmethod
     def of(pieces: Pieces) -> "_Bend":
-        """A few unbent ones may be among them: they contribute zero."""
+        """What fills a row contributes zero."""
         low, up, shift = pieces.lower_slope, pieces.upper_slope, pieces.upper_intercept
-        bent = (low != 1) | (up != 1) | (shift != 0)
-        index = bent.to(torch.uint8).topk(int(bent.sum(1).amax()), dim=1).indices
-        low, up, shift = (v.gather(1, index) for v in (low, up, shift))
-        return _Bend(index, low - 1, up - low, shift)
+        usual = (up.mean(0) > 0.5).to(up.dtype)
+        bent = (low != usual) | (up != usual) | (shift != 0)
+        count = bent.sum(1)
+        index = bent.to(torch.uint8).topk(int(count.amax()), dim=1).indices
+        between, low = (v.gather(1, index) for v in (up - low, low - usual))
+        return _Bend(usual, count, index, low, between, shift.gather(1, index))
+
+    def select(self, part: Int[Tensor, " inputs"]) -> "_Bend":
+        """Of some inputs."""
+        most = int(self.count[part].amax())
+        each = (v[part, :most] for v in (self.index, self.lower, self.between, self.intercept))
+        return _Bend(self.usual, self.count[part], *each)
 
 
 def _bend(graph: Graph, steps: Mapping[int, Step], k: int) -> _Bend | None:
@@ -112,10 +133,10 @@ def _bend(graph: Graph, steps: Mapping[int, Step], k: int) -> _Bend | None:
     return bend if bend.index.shape[1] <= _MOST_BENT * pieces.lower_slope.shape[1] else None
 
 
-def _fused(graph: Graph, steps: Mapping[int, Step], k: int, numbers: Int[Tensor, "batch n"], bend: _Bend) -> Entries:
+def _fused(graph: Graph, steps: Mapping[int, Step], k: int, bend: _Bend) -> Entries:
     """Two linear layers and the pointwise operation between them at once.
 
-    Rounding: |c W1|.|x| and the corrections together stay below (2 + steepness) |c|.(|W1||x| + |b1|).
+    Rounding: |c S W1|.|x| and the corrections together stay below (2 + steepness) |c|.(|W1||x| + |b1|).
     """
     middle = graph.nodes[k].inputs[0]
     below = graph.nodes[middle].inputs[0]
@@ -123,24 +144,24 @@ def _fused(graph: Graph, steps: Mapping[int, Step], k: int, numbers: Int[Tensor,
     assert isinstance(op, Linear)
     assert isinstance(first, Linear)
     (start,) = graph.nodes[below].inputs
-    rows = _both_signs(op.weight @ first.weight)
-    constants = _both_signs(op.weight @ first.bias + op.bias)
-    weight, length = _both_signs(op.weight), flat_length(op.weight.unsqueeze(0))[0]
+    weight, usual = _both_signs(op.weight), _both_signs(op.weight * bend.usual)
+    rows, constants = usual @ first.weight, usual @ first.bias + _both_signs(op.bias)
+    length = flat_length(weight.unsqueeze(0))[0]
     steepness = steps[middle].steepness
     assert steepness is not None
     per_length = steps[middle].error + (2 + steepness) * steps[below].error
 
-    def entries(part: Int[Tensor, " inputs"], index: Int[Tensor, "inputs rows"]) -> Form:
-        chosen, neurons = numbers[part].gather(1, index), bend.index[part]
-        weights = _pick(weight, chosen).gather(2, neurons.unsqueeze(1).expand(-1, index.shape[1], -1))
+    def forms(part: Int[Tensor, " inputs"], numbers: Int[Tensor, "inputs rows"]) -> Form:
+        own = bend.select(part)
+        weights = _pick(weight, numbers).gather(2, own.index.unsqueeze(1).expand(-1, numbers.shape[1], -1))
         negative = weights.clamp(max=0)
-        change = (weights * bend.lower[part].unsqueeze(1)).addcmul_(negative, bend.between[part].unsqueeze(1))
-        passed = _pick(rows, chosen).baddbmm_(change, _pick(first.weight, neurons))
-        shift = dot(change, first.bias[neurons]) + dot(negative, bend.intercept[part])
-        error = steps[k].error[part] + length[index] * per_length[part]
-        return Form(start, passed, constants[chosen] + shift, error)
+        change = weights.mul_(own.lower.unsqueeze(1)).addcmul_(negative, own.between.unsqueeze(1))
+        passed = _pick(rows, numbers).baddbmm_(change, _pick(first.weight, own.index))
+        shift = dot(change, first.bias[own.index]) + dot(negative, own.intercept)
+        error = steps[k].error[part] + length[numbers] * per_length[part]
+        return Form(start, passed, constants[numbers] + shift, error)
 
-    return entries
+    return Entries(forms, bend.count + 1)
 
 
 def _pick(rows: Float[Tensor, "all *shape"], chosen: Int[Tensor, "inputs some"]) -> Float[Tensor, "inputs some *shape"]:

@@ -92,8 +92,8 @@ def entries_bound(
     """Lower bounds of entries of node k, or of their negatives where `below` is false."""
     many = _repeat(question, len(index))
     steps = _steps(many, hints, k)
-    mask = below[:, None].expand(-1, prod(many.graph.nodes[k].shape))
-    form = plain_entries(many.graph, steps, k, mask)(torch.arange(len(index), device=index.device), index[:, None])
+    numbers = index + prod(many.graph.nodes[k].shape) * ~below
+    form = plain_entries(many.graph, steps, k)(torch.arange(len(index), device=index.device), numbers[:, None])
     return _bound(many, steps, form, hints)
 
 

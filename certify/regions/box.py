@@ -46,13 +46,18 @@ class Box(AbstractRegion):
         """Half widths around `centre`, rounded up."""
         return up(torch.maximum(self.upper - self.centre, self.centre - self.lower))
 
+    @cached_property
+    def _reach(self) -> Float[Tensor, "batch n"]:
+        return safe_reach(self.centre, self.radius)
+
     def minimum(
         self, rows: Float[Tensor, "#chosen rows n"], inputs: Int[Tensor, " chosen"] | None = None
     ) -> Float[Tensor, "chosen rows"]:
-        """row.centre - |row|.radius."""
-        if inputs is None:
-            return interval_minimum(rows, self.centre, self.radius)
-        return interval_minimum(rows, self.centre[inputs], self.radius[inputs])
+        """row.centre - |row|.radius, rounded down."""
+        centre, reach = self.centre, self._reach
+        if inputs is not None:
+            centre, reach = centre[inputs], reach[inputs]
+        return dot(rows, centre) - dot(rows.abs(), reach)
 
     def minimiser(self, rows: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         """The corner against the row; the centre where the row is zero."""
@@ -92,6 +97,11 @@ class Box(AbstractRegion):
 def interval_minimum(
     rows: Float[Tensor, "#batch rows n"], centre: Float[Tensor, "batch n"], radius: Float[Tensor, "batch n"]
 ) -> Float[Tensor, "batch rows"]:
-    """row.centre - |row|.radius, rounded down: the radius is enlarged by the rounding of both products."""
+    """row.centre - |row|.radius, rounded down."""
+    return dot(rows, centre) - dot(rows.abs(), safe_reach(centre, radius))
+
+
+def safe_reach(centre: Float[Tensor, "batch n"], radius: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+    """The radius, enlarged by what row.centre - |row|.radius rounds off."""
     rounding = gamma(2 * centre.shape[1], centre.dtype)
-    return dot(rows, centre) - dot(rows.abs(), radius + rounding * (centre.abs() + radius))
+    return radius + rounding * (centre.abs() + radius)

@@ -87,16 +87,17 @@ class _Narrowing:
         graph, relaxed = self.root.trees.graph, self.root.relaxed.between(bounds)
         widest = max(prod(node.shape) for node in graph.nodes)
         span = (bounds.upper[k] - bounds.lower[k]).flatten(1)
-        for below in (True, False):
-            entries = plain_entries(graph, relaxed.steps, k, torch.full_like(wanted, below))
+        entries = plain_entries(graph, relaxed.steps, k)
+        for first in (0, span.shape[1]):
             found = torch.full_like(span, -torch.inf)
             todo = (wanted & undecided(graph, bounds, k).flatten(1)).nonzero()
             for part in todo.split(max(1, _CHUNK // widest)):
                 if len(part) == 0 or self.stop():
                     break
                 row, index = part.T
-                found[row, index] = self._bound(relaxed, row, entries(row, index[:, None]), span[row, index])
-            ends = (found, torch.full_like(found, torch.inf)) if below else (torch.full_like(found, -torch.inf), -found)
+                found[row, index] = self._bound(relaxed, row, entries(row, first + index[:, None]), span[row, index])
+            free = torch.full_like(found, torch.inf)
+            ends = (-free, -found) if first else (found, free)
             low, high = (v.reshape(bounds.lower[k].shape) for v in ends)
             bounds = bounds.tightened(k, low, high)
         return bounds
