@@ -307,6 +307,21 @@ def test_the_answer_does_not_depend_on_the_number_of_processes(seed, finding):
             assert np.array_equal(shared.witness.point, alone.witness.point)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_what_nobody_looked_at_when_a_witness_ended_the_search_is_not_bounded(workers):
+    """Of four cases all have a point, and the first one decides: the bounds of the others are below their minima."""
+    graph = random_network(5, 4, 12, 12, 2)
+    lower, upper = box_around(4, 5, 0.8)
+    low, row = exact_lower(graph, lower, upper), np.array([[1.0, -1.0]])
+    limits = [low + 0.4, low + 0.45, low + 0.5, low + 0.35]
+    cases = [Case(lower, upper, row, np.array([limit])) for limit in limits]
+    effort = replace(IN_PARTS, restarts=0, descents=0)
+    outcome = search_phases(graph, cases, deadline=Deadline(), effort=effort, workers=workers)
+    assert outcome.finding is Finding.WITNESS
+    for bound_, limit in zip(outcome.bound.tolist(), limits, strict=True):
+        assert bound_ <= low + 0.5 - limit  # of the least sample
+
+
 def test_hidden_bounds_of_a_part_hold_where_its_conditions_do_and_help():
     """Of sampled points, a hundredth of which is unsafe; somewhere they are tighter than those of the whole region."""
     graph = random_network(4, 3, 10, 10, 2)

@@ -152,7 +152,10 @@ class Shared:
     queue: deque[Part] = field(default_factory=deque)
 
     def reports(self) -> Iterator[Report]:
-        """One after the other, in an order that does not depend on the number of processes."""
+        """One after the other, in an order that does not depend on the number of processes.
+
+        Parts whose report nobody takes, because the iterator is closed, are open as before.
+        """
         if self.workers == 1 or self.deadline.left < _WORTH_PROCESSES:
             while self.queue and not self.deadline.expired:
                 yield self._taken(run_part(self.root, self.queue.popleft(), self.effort, self.deadline))
@@ -161,10 +164,14 @@ class Shared:
 
         with Parallel(n_jobs=self.workers) as pool:
             while self.queue and not self.deadline.expired:
-                group = [self.queue.popleft() for _ in range(min(self.workers, len(self.queue)))]
+                group = deque(self.queue.popleft() for _ in range(min(self.workers, len(self.queue))))
                 end = time() + self.deadline.left
-                for report in pool(delayed(_remote)(self.root, part, self.effort, end) for part in group):
-                    yield self._taken(report)
+                try:
+                    for report in pool(delayed(_remote)(self.root, part, self.effort, end) for part in tuple(group)):
+                        group.popleft()
+                        yield self._taken(report)
+                finally:
+                    self.queue.extend(group)
 
     def _taken(self, report: Report) -> Report:
         self.queue.extend(report.open)

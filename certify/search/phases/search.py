@@ -5,6 +5,7 @@ robustness verification", NeurIPS 2021. What is not decided soon goes on in part
 closes a leaf is a substitution in float64, rounded down.
 """
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum, unique
 
@@ -128,13 +129,14 @@ def _in_parts(growth: Growth, workers: int) -> PhaseOutcome:
     for k in range(len(roots)):
         leaf = roots.select(torch.tensor([k]))
         shared.queue.append(Part(leaf, root.relaxed.bounds.select(leaf.owner)))
-    for report in shared.reports():
-        growth.bound = torch.minimum(growth.bound, report.bound)
-        growth.visited += report.visited
-        growth.stuck += report.stuck
-        growth.witness = _first_confirmed(growth.hunter, report)
-        if growth.witness is not None:
-            break
+    with closing(shared.reports()) as reports:
+        for report in reports:
+            growth.bound = torch.minimum(growth.bound, report.bound)
+            growth.visited += report.visited
+            growth.stuck += report.stuck
+            growth.witness = _first_confirmed(growth.hunter, report)
+            if growth.witness is not None:
+                break
     pool = roots.none
     for part in shared.queue:
         pool = pool.joined(part.leaf)
