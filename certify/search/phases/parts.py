@@ -5,7 +5,7 @@ depends on nothing but itself: several processes work on parts, and the answer d
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from math import inf
 from time import time
@@ -151,7 +151,7 @@ class Shared:
     workers: int
     queue: deque[Part] = field(default_factory=deque)
 
-    def reports(self) -> Iterator[Report]:
+    def reports(self) -> Generator[Report, None, None]:
         """One after the other, in an order that does not depend on the number of processes.
 
         Parts whose report nobody takes, because the iterator is closed, are open as before.
