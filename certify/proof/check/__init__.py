@@ -64,7 +64,10 @@ def check(document: Mapping[str, Any], **given: Any) -> Accepted:
     judge = import_module(KINDS[kind])
     claim = judge.read_claim(held["claim"])
     require(held["digest"] == claim.digest, "the claim is not the one that the digest is of")
-    return Accepted(kind, claim.digest, judge.check(claim, held["proof"], **given))
+    try:
+        return Accepted(kind, claim.digest, judge.check(claim, held["proof"], **given))
+    except OverflowError as error:
+        raise RejectedError("the proof has numbers beyond the range of this checker") from error
 
 
 __all__ = ["Accepted", "ProofError", "RejectedError", "UnreadableError", "check", "check_file"]

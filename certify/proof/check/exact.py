@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from certify.proof.artefact import Dyadic
+
 fmpz_mat: Any
 try:
     from flint import fmpz_mat
@@ -59,6 +61,34 @@ def gram(A: Matrix) -> Matrix:
     return product(A, transposed(A))
 
 
+def turned(A: Dyadic) -> Dyadic:
+    """A' of a dyadic matrix."""
+    return Dyadic(transposed(A.values), A.scale)
+
+
+def times(A: Dyadic, B: Dyadic) -> Dyadic:
+    """A B of dyadic matrices."""
+    return Dyadic(product(A.values, B.values), A.scale + B.scale)
+
+
+def plus(*parts: Dyadic) -> Dyadic:
+    """The sum of dyadic matrices of one shape."""
+    scale = max(part.scale for part in parts)
+    rows = zip(*(part.at(scale) for part in parts), strict=True)
+    return Dyadic([[sum(entries) for entries in zip(*row, strict=True)] for row in rows], scale)
+
+
+def weighted(w: Dyadic, A: Dyadic) -> Dyadic:
+    """diag(w) A."""
+    rows = [[v * a for a in row] for v, row in zip(w.values, A.values, strict=True)]
+    return Dyadic(rows, w.scale + A.scale)
+
+
+def column(w: Dyadic, width: int = 1) -> Dyadic:
+    """The vector as the first column of a matrix of zeros."""
+    return Dyadic([[v, *[0] * (width - 1)] for v in w.values], w.scale)
+
+
 def ceil_divide(a: int, b: int) -> int:
     """a / b rounded up, b > 0."""
     assert b > 0
@@ -96,9 +126,10 @@ def psd(S: Matrix) -> bool:
 
 
 def scaled(v: int, exponent: int) -> float:
-    """v 2^exponent as a hint, whatever the size of v."""
+    """v 2^exponent as a hint, whatever the size of v: infinite beyond the range."""
     excess = max(v.bit_length() - 60, 0)
-    return ldexp(float(v >> excess), exponent + excess)
+    top = v >> excess
+    return ldexp(float(top), exponent + excess) if exponent + excess < 900 else np.inf * top
 
 
 def _dominant_residual(S: Matrix, shifts: list[int], near: np.ndarray, margin: int) -> bool:

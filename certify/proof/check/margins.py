@@ -157,6 +157,6 @@ def _by_sdp(claim: Claim, network: Network, hidden: Sequence[Hidden], value: Any
     multipliers = read_multipliers(held["multipliers"], hidden, claim.widths[0])
     forms, constants = margin_forms(claim, network, [rival])
     t = Fraction(bound.values, 1 << bound.scale)
-    proved = proves(network, claim.region, hidden, (forms.values[0], constants[0], forms.scale), multipliers, t)
+    proved = proves(network, claim.region, hidden, (forms, constants[0]), multipliers, t)
     require(proved, f"the bound of the margin over class {rival} is not proved")
     return rival, t

@@ -16,7 +16,7 @@ G and h are floating-point guesses of K^-1 and G r / 2; what they are off enters
 bound of p in it and S - t E_00 is positive semidefinite, the margin is at least t.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from certify.proof.artefact import Dyadic, dyadic, fields, integers, items, require
-from certify.proof.check.exact import Matrix, Vector, ceil_divide, dot, product, psd, scaled, transposed
+from certify.proof.check.exact import ceil_divide, column, plus, psd, scaled, times, turned, weighted
 from certify.proof.check.network import Network
 from certify.proof.check.region import Region
 from certify.proof.check.rows import Hidden
@@ -70,128 +70,90 @@ def proves(
     network: Network,
     region: Region,
     hidden: Sequence[Hidden],
-    margin: tuple[Vector, Fraction, int],
+    margin: tuple[Dyadic, Fraction],
     m: Multipliers,
     t: Fraction,
 ) -> bool:
-    """Whether the multipliers prove that c.relu(z_K) + c0 >= t; the margin is c, c0 and the scale of c."""
-    forms = _forms(network, hidden)
-    at = max(forms.scale, *(max(h.lower.scale, h.upper.scale) for h in hidden))
-    fine = max(part.scale for group in (m.alpha, m.beta, m.gamma) for part in group)
-    weights, left, right = _products(forms, hidden, m, at, fine)
-    weighted = [[w * v for v in row] for w, row in zip(weights, left, strict=True)]
-    half = product(transposed(weighted), right)
-    c, c0, scale = margin
-    linear = [dot(c, column) for column in transposed(forms.last)]
-    block, block_scale = _input_block(network, region, hidden[0], m)
-    S = max(2 * at + fine, forms.scale + scale, block_scale)
-    T = [[0] * len(linear) for _ in linear]
-    for part in (half, transposed(half)):
-        _add(T, part, S - 2 * at - fine, -1)
-    for part in ([linear], [[v] for v in linear]):
-        _add(T, part, S - forms.scale - scale)
-    _add(T, block, S - block_scale)
-    T[0][0] -= ceil(2 * (t - c0) * (1 << S))
-    return psd(T)
+    """Whether the multipliers prove that c relu(z_K) + c0 >= t; the margin is c, a matrix of one row, and c0."""
+    half, last = _neurons(network, hidden, m)
+    half = plus(half, _first_row(times(margin[0], last)))
+    T = plus(half, turned(half), _padded(_inputs(network, region, hidden[0], m), len(half.values)))
+    T.values[0][0] -= ceil(2 * (t - margin[1]) * (1 << T.scale))
+    return psd(T.values)
 
 
-def _add(T: Matrix, part: Matrix, shift: int, sign: int = 1) -> None:
-    """Onto the upper left of T."""
-    for own, row in zip(T, part, strict=False):
-        for j, v in enumerate(row):
-            own[j] += sign * v << shift
+def _neurons(network: Network, hidden: Sequence[Hidden], m: Multipliers) -> tuple[Dyadic, Dyadic]:
+    """A matrix P in (1, v) such that P + P' is twice that of the neurons' terms, and relu(z_K) as forms in (1, v).
 
-
-@dataclass(frozen=True)
-class _Forms:
-    """Affine forms in (1, v), all at one scale: z and the places of y of each layer's unstable neurons, relu(z_K)."""
-
-    z: list[Matrix]
-    places: list[list[int]]
-    last: Matrix
-    scale: int
-
-
-def _forms(network: Network, hidden: Sequence[Hidden]) -> _Forms:
-    """The forms layer by layer: an active neuron is its z, a dead one 0, an unstable one its own variable y."""
-    live = hidden[0].live
-    size = 1 + len(live) + sum(len(h.unstable) for h in hidden)
-    scale, free = hidden[0].centre.scale, 1 + len(live)
-    z = [[0] * size for _ in hidden[0].lower.values]
-    for k, i in enumerate(live):
-        z[i][0], z[i][1 + k] = hidden[0].centre.values[i], 1 << scale
-    found, places = [], []
+    An active neuron is its z, a dead one 0, an unstable one its own variable y.
+    """
+    live, free = hidden[0].live, 1 + len(hidden[0].live)
+    size = free + sum(len(layer.unstable) for layer in hidden)
+    P = _units([], 0, size, size)
+    z = plus(column(hidden[0].centre, size), _units(live, 1, len(hidden[0].centre.values), size))
     for k, layer in enumerate(hidden):
         if k > 0:
             W, b = network.layers[k]
-            common = max(scale + W.scale, b.scale)
-            z = [[v << common - scale - W.scale for v in row] for row in product(W.values, z)]
-            for row, v in zip(z, b.at(common), strict=True):
-                row[0] += v
-            scale = common
-        found.append((scale, [z[i] for i in layer.unstable]))
-        places.append(list(range(free, free + len(layer.unstable))))
-        free += len(layer.unstable)
-        own = dict(zip(layer.unstable, places[-1], strict=True))
-        z = [
-            _unit(own[i], size, scale) if i in own else row if i in layer.live else [0] * size
-            for i, row in enumerate(z)
-        ]
-    return _Forms([[[v << scale - s for v in row] for row in rows] for s, rows in found], places, z, scale)
+            z = plus(times(W, z), column(b, size))
+        some, active = layer.unstable, set(layer.active)
+        if some:
+            minus_y = _negative(_units(range(len(some)), free, len(some), size))
+            minus_w = plus(Dyadic([z.values[i] for i in some], z.scale), minus_y)
+            upper = Dyadic([layer.upper.values[i] for i in some], layer.upper.scale)
+            minus_lower = Dyadic([-layer.lower.values[i] for i in some], layer.lower.scale)
+            of_y = plus(
+                weighted(m.alpha[k], _negative(minus_w)), weighted(m.beta[k], plus(column(upper, size), minus_y))
+            )
+            of_w = weighted(m.gamma[k], plus(column(minus_lower, size), minus_w))
+            P = plus(P, times(turned(minus_y), of_y), times(turned(minus_w), of_w))
+        kept = [row if i in active else [0] * size for i, row in enumerate(z.values)]
+        z, free = plus(Dyadic(kept, z.scale), _units(some, free, len(kept), size)), free + len(some)
+    return P, z
 
 
-def _unit(place: int, size: int, scale: int) -> Vector:
-    return [1 << scale if j == place else 0 for j in range(size)]
+def _units(rows: Iterable[int], start: int, count: int, size: int) -> Dyadic:
+    """A matrix of `count` rows: those given are unit vectors, from the variable `start` on; the others are 0."""
+    A = [[0] * size for _ in range(count)]
+    for k, i in enumerate(rows):
+        A[i][start + k] = 1
+    return Dyadic(A, 0)
 
 
-def _products(
-    forms: _Forms, hidden: Sequence[Hidden], m: Multipliers, at: int, fine: int
-) -> tuple[Vector, Matrix, Matrix]:
-    """The terms alpha y w, beta y (u - y), gamma w (-l - w): weights at scale `fine`, pairs of forms at scale `at`."""
-    weights: Vector = []
-    left: Matrix = []
-    right: Matrix = []
-    for k, layer in enumerate(hidden):
-        multipliers = zip(*(part[k].at(fine) for part in (m.alpha, m.beta, m.gamma)), strict=True)
-        lower, upper = layer.lower.at(at), layer.upper.at(at)
-        for i, place, z, triple in zip(layer.unstable, forms.places[k], forms.z[k], multipliers, strict=True):
-            y = _unit(place, len(z), at)
-            w = [p - (q << at - forms.scale) for p, q in zip(y, z, strict=True)]
-            under_y, under_w = [-v for v in y], [-v for v in w]
-            under_y[0] += upper[i]
-            under_w[0] -= lower[i]
-            weights += triple
-            left += [y, y, w]
-            right += [w, under_y, under_w]
-    return weights, left, right
+def _negative(A: Dyadic) -> Dyadic:
+    return Dyadic([[-v for v in row] for row in A.values], A.scale)
 
 
-def _input_block(network: Network, region: Region, first: Hidden, m: Multipliers) -> tuple[Matrix, int]:
-    """Twice the matrix of the lower bound of p in (1, zeta), and its scale."""
-    W = [network.layers[0][0].values[i] for i in first.live]
-    at, scale = network.layers[0][0].scale, max(m.tau.scale, m.nu.scale, m.above.scale, m.below.scale)
-    E, e, k = _pixels(region, m, scale)
-    e_scale = scale + region.scale
-    scaled_rows = [[v * q for v, q in zip(row, E, strict=True)] for row in W]
-    K, k_scale = product(scaled_rows, transposed(W)), 2 * at + _INVERSE_BITS
-    r, r_scale = [dot(row, e) for row in scaled_rows], at + _INVERSE_BITS + e_scale
-    H, h_scale = _guess(K, k_scale, r, r_scale)
-    columns = [[row[i] for row in H] for i in range(1 + len(W))]
-    quadratic, linear = product(columns, product(K, H)), [dot(column, r) for column in columns]
-    k -= Fraction(sum(v * v * q for v, q in zip(e, E, strict=True)), 1 << 2 * e_scale + _INVERSE_BITS + 2)
-    S = max(2 * h_scale + k_scale, h_scale + r_scale)
-    T = [[0] * len(columns) for _ in columns]
-    _add(T, quadratic, S - 2 * h_scale - k_scale + 1, -1)
-    for part in ([linear], [[v] for v in linear]):
-        _add(T, part, S - h_scale - r_scale)
-    for part in ([[0] * len(columns), *H], [[0, *column] for column in columns]):
-        _add(T, part, S - h_scale + 1)
-    T[0][0] += floor(2 * k * (1 << S))
-    return T, S
+def _first_row(row: Dyadic) -> Dyadic:
+    """A square matrix with this row on top of zeros."""
+    return _padded(row, len(row.values[0]))
 
 
-def _pixels(region: Region, m: Multipliers, scale: int) -> tuple[Vector, Vector, Fraction]:
-    """p = d'Dd + e'd + k with multipliers at one scale: E >= D^-1, e at that scale and the region's, k."""
+def _padded(A: Dyadic, size: int) -> Dyadic:
+    """In the upper left corner of a square matrix of zeros."""
+    rows = [row + [0] * (size - len(row)) for row in A.values]
+    return Dyadic(rows + [[0] * size for _ in range(size - len(rows))], A.scale)
+
+
+def _inputs(network: Network, region: Region, first: Hidden, m: Multipliers) -> Dyadic:
+    """Twice the matrix of the lower bound of p in (1, zeta)."""
+    E, e, k = _pixels(region, m)
+    k -= Fraction(sum(v * v * q for v, q in zip(e.values, E.values, strict=True)), 4 << 2 * e.scale + E.scale)
+    T = Dyadic([[0]], _INVERSE_BITS)
+    if first.live:
+        W = Dyadic([network.layers[0][0].values[i] for i in first.live], network.layers[0][0].scale)
+        EW = weighted(E, turned(W))
+        K, r = times(W, EW), times(turned(EW), column(e))
+        H = _guess(K, r)
+        twice = Dyadic([[0] * len(H.values[0]), *([2 * v for v in row] for row in H.values)], H.scale)
+        half = plus(twice, _negative(times(turned(H), times(K, H))), _first_row(times(turned(r), H)))
+        T = plus(half, turned(half))
+    T.values[0][0] += floor(2 * k * (1 << T.scale))
+    return T
+
+
+def _pixels(region: Region, m: Multipliers) -> tuple[Dyadic, Dyadic, Fraction]:
+    """p = d'Dd + e'd + k: E >= D^-1, e and k."""
+    scale = max(m.tau.scale, m.nu.scale, m.above.scale, m.below.scale)
     tau, n = m.tau.at(scale), len(region.centre)
     D, e, k = [tau] * n, [0] * n, 0
     for i, nu, above, below in zip(m.pixels, m.nu.at(scale), m.above.at(scale), m.below.at(scale), strict=True):
@@ -200,20 +162,20 @@ def _pixels(region: Region, m: Multipliers, scale: int) -> tuple[Vector, Vector,
         e[i] = -nu * (low + high) + (below - above << region.scale)
         k += nu * low * high + (above * low - below * high << region.scale)
     require(all(v > 0 for v in D), "an input has neither a multiplier of the ball nor of its pixel")
-    exact = Fraction(k, 1 << scale + 2 * region.scale) - Fraction(tau, 1 << scale) * region.squared_length
-    return [ceil_divide(1 << _INVERSE_BITS + scale, v) for v in D], e, exact
+    constant = Fraction(k, 1 << scale + 2 * region.scale) - Fraction(tau, 1 << scale) * region.squared_length
+    E = [ceil_divide(1 << _INVERSE_BITS + scale, v) for v in D]
+    return Dyadic(E, _INVERSE_BITS), Dyadic(e, scale + region.scale), constant
 
 
-def _guess(K: Matrix, k_scale: int, r: Vector, r_scale: int) -> tuple[Matrix, int]:
+def _guess(K: Dyadic, r: Dyadic) -> Dyadic:
     """The rows (h, G), guessed: G about K^-1, and large where K is about singular, h about G r / 2."""
-    if not K:
-        return [], 0
-    values, vectors = np.linalg.eigh(np.array([[scaled(v, -k_scale) for v in row] for row in K]))
-    least = _FLAT * max(values[-1], np.finfo(float).tiny)
-    G = vectors / np.maximum(values, least) @ vectors.T
-    h = G @ [scaled(v, -r_scale) for v in r] / 2
+    near = np.array([[scaled(v, -K.scale) for v in row] for row in K.values])
+    require(bool(np.isfinite(near).all()), "the form of the inputs is out of range")
+    values, vectors = np.linalg.eigh(near)
+    G = vectors / np.maximum(values, _FLAT * max(values[-1], np.finfo(float).tiny)) @ vectors.T
+    h = G @ [scaled(row[0], -r.scale) for row in r.values] / 2
     most = max(float(np.abs(v).max()) for v in (G, h))
     require(0 < most < 2.0**1000, "the form of the inputs cannot be inverted")
     bits = int(np.clip(_GUESS_BITS - np.frexp(most)[1], 0, 2000))
     rounded = np.rint(np.ldexp(np.column_stack([h, (G + G.T) / 2]), bits))
-    return [[int(v) for v in row] for row in rounded.tolist()], bits
+    return Dyadic([[int(v) for v in row] for row in rounded.tolist()], bits)

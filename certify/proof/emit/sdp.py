@@ -39,7 +39,7 @@ def sdp_part(builder: Builder, rival: int, multipliers: Multipliers, value: floa
     held = _json(multipliers)
     read = read_multipliers(held, builder.proved, len(builder.chain.centre))
     forms, constants = margin_forms(builder.question.claim, builder.question.network, [rival])
-    margin = (forms.values[0], constants[0], forms.scale)
+    margin = (forms, constants[0])
     for share in _SHARES:
         bound = exact(np.ldexp(np.floor(np.ldexp(value - share * abs(value), 30)), -30))
         t = Fraction(bound.values, 1 << bound.scale)
