@@ -14,6 +14,15 @@ from torch import Tensor
 _SLACK = 16
 
 
+# Unit roundoff of float64.
+UNIT = 2.0**-53
+
+
+def gamma_of(terms: int) -> float:
+    """The same as `gamma`, in float64."""
+    return gamma(terms, torch.float64)
+
+
 def gamma(terms: int, dtype: torch.dtype) -> float:
     """Relative error bound of a sum of `terms` products, doubled to absorb second-order terms."""
     # finfo.eps is 2u: the bound is 2 (terms + slack) u.

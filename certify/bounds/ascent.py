@@ -254,15 +254,16 @@ def _column(offset: Any, like: Float[Tensor, " batch"]) -> Float[Tensor, " batch
 
 
 @dataclass
-class _Adam:
+class Adam:
     """Kingma & Ba's step upward, in place; `mean` and `square` are updated at every step."""
 
     mean: Tensor
     square: Tensor
 
     @staticmethod
-    def like(value: Tensor) -> "_Adam":
-        return _Adam(torch.zeros_like(value), torch.zeros_like(value))
+    def like(value: Tensor) -> "Adam":
+        """Before the first step."""
+        return Adam(torch.zeros_like(value), torch.zeros_like(value))
 
     def step(self, gradient: Tensor, count: int, rate: Tensor | float) -> Tensor:
         """What to add to the parameter at step `count` = 1, 2, ..."""
@@ -297,7 +298,7 @@ class _Mover:
     forms: Forms
     rates: Rates
     signs: Float[Tensor, "batch n"] | None
-    states: tuple[_Adam | None, ...]
+    states: tuple[Adam | None, ...]
     scale: Float[Tensor, "batch n"] | float
 
     def step(self, now: Parameters, gradient: Parameters, count: int) -> Parameters:
@@ -347,7 +348,7 @@ def ascend(
         enough: stop as soon as all bounds are above.
         stop: asked before every step, whether time is over.
     """
-    states = tuple(None if v is None else _Adam.like(v) for v in start.each)
+    states = tuple(None if v is None else Adam.like(v) for v in start.each)
     now = start
     best: Ascent | None = None
     mover: _Mover | None = None

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from certify.bounds import CROWN, IBP, AlphaCROWN, DeepPoly, MultiNeuron, TriangleLP
+from certify.bounds import CROWN, IBP, SDP, SDPCROWN, AlphaCROWN, DeepPoly, LipNaive, MultiNeuron, TriangleLP
 from certify.ir.from_torch import graph_from_torch
 from certify.ir.graph import Graph
 from certify.ir.ops import (
@@ -100,6 +100,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 METHODS = [IBP(), CROWN(hidden=False), CROWN(), AlphaCROWN()]  # loosest first
 SLOPES = [DeepPoly(0), DeepPoly(1)]
 PROGRAMS = [TriangleLP(), MultiNeuron()]  # loosest first; slower: test_linear_programs.py
+CHAINS = [LipNaive(), SDPCROWN(boxes=False), SDPCROWN(), SDP()]  # of chains only: test_ball.py, test_sdp.py
 OPERATIONS = [
     Input,
     AxisLinear,

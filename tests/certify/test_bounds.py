@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from certify_cases import (
+    CHAINS,
     METHODS,
     NETWORKS,
     PROGRAMS,
@@ -42,7 +43,7 @@ def margins_for(graph, batch):
 
 def test_every_method_is_listed():
     classes = [c for _, c in inspect.getmembers(certify.bounds, inspect.isclass) if issubclass(c, AbstractMethod)]
-    listed = METHODS + SLOPES + PROGRAMS
+    listed = METHODS + SLOPES + PROGRAMS + CHAINS
     members = {type(m) for m in listed} | {AbstractMethod, Intersection}
     assert set(classes) <= members
     assert {m.name for m in listed} == set(certify.bounds.METHODS)

@@ -1,0 +1,102 @@
+"""The semidefinite relaxation as a method of the ladder: cheap rungs first, so that only what is open reaches it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from certify.bounds.base import AbstractMethod, Bounds
+from certify.bounds.dense import DenseNetwork
+from certify.bounds.sdp.solve import Settings, solve
+from certify.bounds.sdp.target import targets_of
+from certify.bounds.sdp_crown import SDPCROWN
+from certify.ir import Graph
+from certify.properties import Margins
+from certify.regions import AbstractRegion
+
+# A relaxation whose value is below zero by this share of the margin at the centre is given up.
+_CLEARLY = 3e-3
+
+
+@dataclass(frozen=True)
+class SDP(AbstractMethod):
+    """Semidefinite programs for the margins that SDP-CROWN leaves open, the worst first.
+
+    Attributes:
+        hidden: the method of the hidden bounds, and of the margins before.
+        settings: of each program. Its `enough` is the bound from which on a margin is left as it is.
+        verdicts: whether only the verdict counts: a margin whose relaxation is clearly negative is given up, and the
+            other margins of its input are left as the cheap rungs have them. Without, all open margins are bounded to
+            the tolerance.
+        stop: asked in every iteration, whether time is over: what is known by then is returned, and holds.
+    """
+
+    hidden: AbstractMethod = field(default_factory=SDPCROWN)
+    settings: Settings = field(default_factory=partial(Settings, enough=0.0))
+    verdicts: bool = True
+    stop: Callable[[], bool] | None = None
+
+    @property
+    def name(self) -> str:
+        """What a user calls it."""
+        return "sdp"
+
+    @property
+    def largest_batch(self) -> int:
+        """Only the rungs before are faster together."""
+        return 8
+
+    @property
+    def _cheap(self) -> AbstractMethod:
+        return replace(self.hidden, stop=self.stop) if hasattr(self.hidden, "stop") else self.hidden  # type: ignore[type-var]
+
+    def steps(self, graph: Graph, region: AbstractRegion, known: Bounds | None = None) -> Iterator[Bounds]:
+        """The hidden bounds are those of the method for them; a network that no program takes is refused here."""
+        DenseNetwork.of(graph)
+        yield from self._cheap.steps(graph, region, known)
+
+    def margins(
+        self, graph: Graph, region: AbstractRegion, bounds: Bounds, margins: Margins
+    ) -> Float[Tensor, "batch targets"]:
+        """Never below what the cheap rungs give."""
+        network = DenseNetwork.of(graph)
+        lower = self._cheap.margins(graph, region, bounds, margins)
+        if not network.hidden:
+            return lower
+        at_centre = margins.of_outputs(graph(region.centre).flatten(1))
+        for i in range(len(lower)):
+            found = self._of_one(
+                network, region.select([i]), bounds.select([i]), margins.select([i]), lower[i], at_centre[i]
+            )
+            lower[i] = torch.maximum(lower[i], found)
+        return lower
+
+    def _of_one(
+        self,
+        network: DenseNetwork,
+        region: AbstractRegion,
+        bounds: Bounds,
+        margins: Margins,
+        lower: Float[Tensor, " targets"],
+        at_centre: Float[Tensor, " targets"],
+    ) -> Float[Tensor, " targets"]:
+        """Bounds of the open margins of one input; minus infinity elsewhere."""
+        found = torch.full_like(lower, -torch.inf)
+        open_ones = [int(t) for t in lower.argsort() if lower[t] <= self.settings.enough]
+        rows, constants = (v[0].cpu().numpy() for v in (margins.rows, margins.constants))
+        targets = targets_of(network, region, bounds, rows[open_ones], constants[open_ones]) if open_ones else []
+        if not targets or not any(map(len, targets[0].unstable)):
+            return found
+        for t, target in zip(open_ones, targets, strict=True):
+            if self.stop is not None and self.stop():
+                break
+            hopeless = -_CLEARLY * abs(float(at_centre[t])) if self.verdicts else -np.inf
+            solution = solve(target, replace(self.settings, hopeless=hopeless), stop=self.stop)
+            found[t] = solution.bound
+            if self.verdicts and solution.bound <= self.settings.enough:
+                break
+        return found

@@ -1,0 +1,259 @@
+"""The semidefinite relaxation of a target as a `Program`, in scaled coordinates, and back to multipliers.
+
+Coordinates are (1, v, y_1, ..., y_L): v are coordinates of the input in which the region is within the unit ball or
+the unit box, y_k the unstable neurons of layer k in units of their bounds. Dead neurons are left out and active ones
+substituted. With y = relu(z) and w = y - z, every unstable neuron has
+
+    y w = 0 ,     y (u - y) >= 0 ,     w (-l - w) >= 0 ,
+
+which imply y >= 0, w >= 0 and the triangle (Raghunathan, Steinhardt & Liang, "Semidefinite relaxations for certifying
+robustness to adversarial examples", NeurIPS 2018, with the second kind of bound added).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from certify.bounds.sdp.program import Matrix, Program, Vector
+from certify.bounds.sdp.target import Multipliers, Target
+
+# Units of neurons are at least this share of the last layer's mean width: smaller ones would be badly scaled.
+_LEAST_UNIT = 0.2
+_RANK = 1e-9
+_LEAST_WIDTH = 1e-6
+_DOUBLINGS = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Coordinates of the input: d = middle + map v.
+
+    Attributes:
+        middle: d at v = 0.
+        map: `(n, r)`.
+        radius: of the ball |v| <= 1 in d; None where v is in the unit box.
+        pixels: the inputs whose limits are constraints.
+    """
+
+    middle: Vector
+    map: Matrix
+    radius: float | None
+    pixels: Int[np.ndarray, " pixels"]
+
+    @staticmethod
+    def of(target: Target, pixels: Int[np.ndarray, " pixels"]) -> "Inputs":
+        """A box: all inputs, scaled. A ball: an orthonormal basis of the live rows and of the chosen pixels."""
+        offsets, n = target.offsets, len(target.offsets.centre)
+        if not offsets.has_ball:
+            half = (offsets.upper - offsets.lower) / 2
+            half = np.maximum(half, max(_LEAST_WIDTH * half.max(), np.finfo(float).tiny))
+            return Inputs((offsets.lower + offsets.upper) / 2, np.diag(half), None, np.arange(n))
+        assert offsets.radius is not None
+        useful = (offsets.lower[pixels] > -offsets.radius) | (offsets.upper[pixels] < offsets.radius)
+        pixels = pixels[useful]
+        basis = _basis(target.layers[0][0][target.live], pixels)
+        return Inputs(np.zeros(n), offsets.radius * basis.T, offsets.radius, pixels)
+
+    @property
+    def rank(self) -> int:
+        """Number of coordinates."""
+        return self.map.shape[1]
+
+
+def _basis(rows: Matrix, pixels: Int[np.ndarray, " pixels"]) -> Matrix:
+    """Orthonormal rows that span the given rows and the units of the pixels, these first."""
+    n = rows.shape[1]
+    if len(rows) + len(pixels) >= n:
+        return np.eye(n)
+    units = np.zeros((len(pixels), n))
+    units[np.arange(len(pixels)), pixels] = 1
+    rest = rows.copy()
+    rest[:, pixels] = 0
+    _, sizes, right = np.linalg.svd(rest, full_matrices=False)
+    return np.concatenate([units, right[sizes > _RANK * max(sizes.max(initial=0.0), 1e-300)]])
+
+
+@dataclass(frozen=True, eq=False)
+class _Neurons:
+    """The unstable neurons of a layer: y, z as forms, and units of y and w."""
+
+    y: Matrix
+    z: Matrix
+    lower: Vector
+    upper: Vector
+    unit_y: Vector
+    unit_w: Vector
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """A target with coordinates for its input."""
+
+    target: Target
+    inputs: Inputs
+
+    @property
+    def size(self) -> int:
+        """Of the moment matrix."""
+        return 1 + self.inputs.rank + sum(map(len, self.target.unstable))
+
+    @cached_property
+    def unit(self) -> float:
+        """The least unit of a neuron."""
+        widths = self.target.upper[-1] - self.target.lower[-1]
+        return max(_LEAST_UNIT * float(widths.mean()), np.finfo(float).tiny)
+
+    @cached_property
+    def _layers(self) -> tuple[list[_Neurons], Vector]:
+        """Unstable neurons of all layers, and the objective, as forms on the coordinates."""
+        target, inputs = self.target, self.inputs
+        (W, b), at = target.layers[0], 1 + inputs.rank
+        z = np.zeros((len(W), self.size))
+        z[:, 0] = W @ (target.offsets.centre + inputs.middle) + b
+        z[:, 1:at] = W @ inputs.map
+        found = []
+        values = z
+        for k, index in enumerate(target.unstable):
+            if k > 0:
+                W, b = target.layers[k]
+                z = W @ values
+                z[:, 0] += b
+            values = np.where(target.active[k][:, None], z, 0.0)
+            low, high = target.lower[k][index], target.upper[k][index]
+            units = np.maximum(high, self.unit), np.maximum(-low, self.unit)
+            values[index, at + np.arange(len(index))] = units[0]
+            at += len(index)
+            found.append(_Neurons(values[index], z[index], low, high, *units))
+        objective = target.objective @ values
+        objective[0] += target.constant
+        return found, objective
+
+    @cached_property
+    def program(self) -> Program:
+        """Products neuron by neuron, layer by layer, then those of pixels; then the ball or the box."""
+        layers, objective = self._layers
+        one = np.eye(1, self.size)
+        forms, left, right, equal = [one], [], [], []
+        count = 1
+        for layer in layers:
+            forms.append(_factors(layer, one))
+            first = count + 4 * np.arange(len(layer.lower))
+            left.append(np.stack([first, first, first + 1], 1).ravel())
+            right.append(np.stack([first + 1, first + 2, first + 3], 1).ravel())
+            equal.append(np.tile([True, False, False], len(first)))
+            count += 4 * len(first)
+        if self.inputs.radius is not None and len(self.inputs.pixels):
+            lower, upper, _, _ = self._walls
+            forms += [lower, upper]
+            walls = count + np.arange(len(lower))
+            left.append(walls)
+            right.append(walls + len(lower))
+            equal.append(np.zeros(len(lower), bool))
+        columns = np.concatenate(forms).T
+        first, second = (np.concatenate([np.zeros(0, int), *v]).astype(int) for v in (left, right))
+        return Program(columns, first, second, np.concatenate([np.zeros(0, bool), *equal]), objective, self._groups)
+
+    @property
+    def _groups(self) -> Matrix:
+        """The unit ball, or the sides of the unit box."""
+        r = self.inputs.rank
+        if self.inputs.radius is None:
+            return np.eye(self.size)[1 : 1 + r]
+        groups = np.zeros((1, self.size))
+        groups[0, 1 : 1 + r] = 1
+        return groups
+
+    @cached_property
+    def _walls(self) -> tuple[Matrix, Matrix, Vector, Vector]:
+        """(d - lower) and (upper - d) of the pixels as forms, and their units."""
+        offsets, inputs = self.target.offsets, self.inputs
+        low, high = offsets.lower[inputs.pixels], offsets.upper[inputs.pixels]
+        d = np.zeros((len(low), self.size))
+        d[:, 0], d[:, 1 : 1 + inputs.rank] = inputs.middle[inputs.pixels], inputs.map[inputs.pixels]
+        one = np.eye(1, self.size)
+        units = (np.clip(-low, 0.3 * self._reach, self._reach), np.clip(high, 0.3 * self._reach, self._reach))
+        return (d - low[:, None] * one) / units[0][:, None], (high[:, None] * one - d) / units[1][:, None], *units
+
+    @property
+    def _reach(self) -> float:
+        assert self.inputs.radius is not None
+        return self.inputs.radius
+
+    def multipliers(self, y: Vector) -> Multipliers:
+        """Of the constraints in their own units, from the program's; negative ones of inequalities become 0."""
+        parts: list[list[Vector]] = [[], [], []]
+        at = 0
+        for layer in self._layers[0]:
+            n = len(layer.lower)
+            own = y[at : at + 3 * n].reshape(n, 3)
+            at += 3 * n
+            parts[0].append(own[:, 0] / (layer.unit_y * layer.unit_w))
+            parts[1].append(np.maximum(own[:, 1], 0) / layer.unit_y**2)
+            parts[2].append(np.maximum(own[:, 2], 0) / layer.unit_w**2)
+        alpha, beta, gamma = map(tuple, parts)
+        return Multipliers(alpha, beta, gamma, *self._region_multipliers(np.maximum(y[at:], 0)))
+
+    def _region_multipliers(self, y: Vector) -> tuple[float, Int[np.ndarray, " p"], Vector, Vector, Vector]:
+        inputs, p = self.inputs, self.inputs.pixels
+        zero = np.zeros(len(p))
+        if inputs.radius is None:
+            return 0.0, p, y / np.diag(inputs.map) ** 2, zero, zero
+        if not len(p):
+            return float(y[-1] / inputs.radius**2), p, zero, zero, zero
+        _, _, unit_low, unit_high = self._walls
+        return float(y[-1] / inputs.radius**2), p, y[:-1] / (unit_low * unit_high), zero, zero
+
+    def start(self) -> Vector:
+        """Multipliers for which S is positive definite below the constant: those that bound variables are doubled."""
+        program = self.program
+        m, neurons = program.products, 3 * sum(map(len, self.target.unstable))
+        y = np.where(program.equal, 0.0, 0.1)
+        y = np.concatenate([y, np.zeros(len(program.groups))])
+        bounding = np.zeros(len(y), bool)
+        bounding[1:neurons:3] = True
+        bounding[m:] = True
+        for doubling in range(_DOUBLINGS):
+            y[bounding] = size = 0.1 * 2.0**doubling
+            S = program.cost - program.adjoint(y)
+            if np.linalg.eigvalsh(S[1:, 1:])[0] > 0.05 * size:
+                break
+        return y
+
+    def moments(self, samples: int = 2000, seed: int = 0, margin: float = 1e-2) -> Matrix:
+        """Mean moments of forward passes from random points of the region, and a little more on the diagonal."""
+        target, inputs = self.target, self.inputs
+        v = self._sampled_inputs(samples, np.random.default_rng(seed))
+        columns = [np.ones((samples, 1)), v]
+        value = target.offsets.centre + inputs.middle + v @ inputs.map.T
+        for k, (W, b) in enumerate(target.layers):
+            value = np.maximum(value @ W.T + b, 0)
+            columns.append(value[:, target.unstable[k]] / self._layers[0][k].unit_y)
+        V = np.concatenate(columns, 1)
+        X = V.T @ V / samples
+        i = np.arange(1, self.size)
+        X[i, i] += margin
+        return X
+
+    def _sampled_inputs(self, samples: int, generator: np.random.Generator) -> Float[np.ndarray, "samples r"]:
+        inputs, offsets = self.inputs, self.target.offsets
+        if inputs.radius is None:
+            return generator.uniform(-1, 1, (samples, inputs.rank))
+        v = generator.standard_normal((samples, inputs.rank))
+        v *= generator.uniform(0, 1, (samples, 1)) ** (1 / 3) / np.linalg.norm(v, axis=1, keepdims=True)
+        d = np.clip(v @ inputs.map.T, offsets.lower, offsets.upper)
+        return d @ inputs.map / inputs.radius**2
+
+    def offset_of(self, moments_or_dual: Vector) -> Vector:
+        """d at given coordinates."""
+        r = self.inputs.rank
+        return self.inputs.middle + self.inputs.map @ moments_or_dual[:r]
+
+
+def _factors(layer: _Neurons, one: Matrix) -> Matrix:
+    """y, w, u - y, -l - w of every neuron in units, one after the other."""
+    w = layer.y - layer.z
+    y, w = layer.y / layer.unit_y[:, None], w / layer.unit_w[:, None]
+    parts = [y, w, (layer.upper / layer.unit_y)[:, None] * one - y, (-layer.lower / layer.unit_w)[:, None] * one - w]
+    return np.stack(parts, 1).reshape(-1, one.shape[1])
