@@ -252,7 +252,8 @@ def ascend(
         best = _better(best, Ascent(value.detach(), _detached(choice)))
         if count == steps or (stop is not None and stop()):
             break
-        gradients = torch.autograd.grad(value.sum(), free)
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(value.sum(), free)
         with torch.no_grad():
             for v, gradient, mover, rate in zip(free, gradients, movers, rates, strict=False):
                 v.add_(mover.step(gradient, count, rate))
