@@ -44,7 +44,8 @@ def verify(
         domain: a pair (lower, upper) of numbers or arrays that valid inputs obey, such as (0, 1).
         method: "auto" (attack, then intervals, CROWN, alpha-CROWN and at most a minute of complete search, until
             the answer is known), "complete" (the same with no limit but the timeout), "ibp", "crown-ibp", "crown",
-            "alpha-crown", "deeppoly-0", "deeppoly-1", "lp" or "multi-neuron" (attack, then this method),
+            "alpha-crown", "deeppoly-0", "deeppoly-1", "lp", "multi-neuron", "lipschitz", "sdp-crown-ball",
+            "sdp-crown" or "sdp" (attack, then this method),
             "milp" (attack, bounds, then mixed-integer programs of what they leave open, and the complete search,
             which proves what the solver claims), or a `Plan`.
         timeout: seconds; looked at between layers and attack steps, one of which is always finished.

@@ -106,9 +106,9 @@ def main() -> None:
     x, label, rival = hard_question(network, X, y)
     print(f"Can a digit {label}, every pixel changed by at most {EPS}, be taken for a {rival}?\n")
     rows, exact = climb(network, x, label, rival)
-    print(f"{'rung':>12}  {'score difference at least':>25}  {'CPU s':>8}")
+    print(f"{'rung':>14}  {'score difference at least':>25}  {'CPU s':>8}")
     for name, bound, seconds in [*rows, exact]:
-        print(f"{name:>12}  {bound:25.4f}  {seconds:8.4f}  {'proved' if bound > 0 else 'open'}")
+        print(f"{name:>14}  {bound:25.4f}  {seconds:8.4f}  {'proved' if bound > 0 else 'open'}")
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "ladder.svg")
     path.write_text(picture([*rows, exact], f"Lower bounds of score[{label}] - score[{rival}], radius {EPS}"))
     print(f"\nThe picture: {path}")
