@@ -69,7 +69,7 @@ def tampered(document: dict) -> dict[str, dict]:
     return found
 
 
-METHODS = ("crown", "lp")
+METHODS = ("crown", "lp", "sdp-crown", "sdp")
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:

@@ -10,6 +10,7 @@ from proof_cases import output_at
 from torch import nn
 
 import certify
+from certify.bounds import METHODS
 from certify.cli import main
 from certify.ir.from_torch import graph_from_torch
 from certify.ir.module import GraphModule, numpy_graph, unmerged_graph
@@ -117,6 +118,11 @@ def question(seed, eps=0.02):
         ("lp", "linf", (0, 1)),
         ("lp", "l2", (0, 1)),
         ("auto", "linf", (0, 1)),
+        ("sdp-crown", "l2", (0, 1)),
+        ("sdp-crown", "linf", None),
+        ("sdp", "l2", (0, 1)),
+        ("sdp", "l1", None),
+        ("sdp", "linf", (0, 1)),
     ],
 )
 def test_what_is_verified_has_a_proof(tmp_path, method, norm, domain):
@@ -216,3 +222,21 @@ def test_the_matrix_of_a_convolution_holds_its_weights_to_the_last_bit():
     W, b = exactly(module, shape).layers[0]
     assert {Fraction(v, 2**W.scale) for row in W.values for v in row} == weights
     assert {Fraction(v, 2**b.scale) for v in b.values} == {Fraction(v) for v in module[0].bias.tolist()}
+
+
+@pytest.mark.slow
+def test_semidefinite_programs_prove_what_slopes_do_not(tmp_path):
+    """At the largest of some radii that the relaxation verifies: there slopes do not reach, on some network."""
+    programs, plan = 0, certify.Plan("sdp", (METHODS["sdp"],), attack=None)
+    for seed in range(4):
+        module, options = question(seed, 0.6)
+        for _ in range(8):
+            path = tmp_path / f"{seed}.proof"
+            verdict = certify.verify(module, norm="l2", domain=(0, 1), method=plan, proof=path, **options)
+            if verdict.status is certify.Status.VERIFIED:
+                assert verdict.proof is not None
+                assert check_file(path, network=exactly(module, (4,)), label=options["label"])
+                programs += len(load(path)["proof"]["sdp"])
+                break
+            options["eps"] *= 0.8
+    assert programs

@@ -1,8 +1,7 @@
 """Margins of a proof by the multipliers of a semidefinite relaxation."""
 
-from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -17,24 +16,10 @@ _BITS = 40
 _SHARES = (1e-6, 1e-4, 1e-2, 0.5)
 
 
-@runtime_checkable
-class Multipliers(Protocol):
-    """As `certify.bounds.sdp` has them, see `certify.proof.check.sdp`."""
-
-    alpha: Sequence[np.ndarray]
-    beta: Sequence[np.ndarray]
-    gamma: Sequence[np.ndarray]
-    tau: float
-    pixels: np.ndarray
-    nu: np.ndarray
-    above: np.ndarray
-    below: np.ndarray
-
-
-def sdp_part(builder: Builder, rival: int, multipliers: Multipliers, value: float) -> dict[str, Any] | None:
+def sdp_part(builder: Builder, rival: int, multipliers: Any, value: float) -> dict[str, Any] | None:
     """The proof of one margin as it stands in the file, or None where the checker would not accept any bound > 0.
 
-    `value` is about what the multipliers prove.
+    `multipliers` has the attributes of `certify.bounds.sdp.target.Multipliers`; `value` is about what they prove.
     """
     held = _json(multipliers)
     read = read_multipliers(held, builder.proved, len(builder.chain.centre))
@@ -48,7 +33,7 @@ def sdp_part(builder: Builder, rival: int, multipliers: Multipliers, value: floa
     return None
 
 
-def _json(m: Multipliers) -> dict[str, Any]:
+def _json(m: Any) -> dict[str, Any]:
     layers = {name: [as_json(rounded(v, _BITS)) for v in getattr(m, name)] for name in ("alpha",)}
     layers |= {name: [as_json(_positive(v)) for v in getattr(m, name)] for name in ("beta", "gamma")}
     tau = Dyadic(max(int(np.ceil(np.ldexp(m.tau, _BITS))), 0), _BITS)
