@@ -121,8 +121,8 @@ def question(seed, eps=0.02):
         ("sdp-crown", "l2", (0, 1)),
         ("sdp-crown", "linf", None),
         ("sdp", "l2", (0, 1)),
-        ("sdp", "l1", None),
-        ("sdp", "linf", (0, 1)),
+        pytest.param("sdp", "l1", None, marks=pytest.mark.slow),
+        pytest.param("sdp", "linf", (0, 1), marks=pytest.mark.slow),
     ],
 )
 def test_what_is_verified_has_a_proof(tmp_path, method, norm, domain):
