@@ -4,7 +4,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from importlib import import_module
-from math import inf
+from math import inf, prod
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -13,7 +13,7 @@ from certify.errors import InvalidInputError, QueryError
 from certify.ir.from_onnx import graph_from_onnx, input_axes
 from certify.ir.graph import Graph
 from certify.ir.onnx_file import read_program
-from certify.ir.ops import Shape
+from certify.ir.ops import Input, Linear, ReLU, Reshape, Scale, Shape
 from certify.ir.runtime import Runtime
 from certify.properties.query import Case, Query
 from certify.properties.vnnlib import read_vnnlib
@@ -30,6 +30,8 @@ METHODS = ("auto", "inputs", "phases", "bounds")
 
 # Free inputs up to which splitting their box is worth it.
 _FEW_INPUTS = 24
+# Weights of a dense network up to which samples and bounds of the whole box take less time than loading torch does.
+_QUICK = 10**6
 # Boxes of the first turn of every group; turns grow, so that no group waits for a hard one for ever.
 _FIRST_TURN = 512
 # Boxes of a turn from which on processes share it.
@@ -145,14 +147,28 @@ class _Effort:
 
 def _search(model: Network, query: Query, method: str, effort: _Effort) -> QueryVerdict:
     free = max(int((case.lower < case.upper).sum()) for case in query.cases)
-    if method == "phases" or (method == "auto" and free > _FEW_INPUTS):
+    if method == "phases":
         return _by_phases(model, query, effort)
+    if method == "auto" and free > _FEW_INPUTS:
+        return _at_once(model, query, effort) or _by_phases(model, query, effort)
     chain = chain_of(model.graph)
     if chain is None and method == "auto":
         return _by_phases(model, query, effort)
     if chain is None:
         return QueryVerdict(Answer.UNKNOWN, None, -inf, "none", 0, 0.0)
     return _by_inputs(model, chain, query, effort, once=method == "bounds")
+
+
+def _at_once(model: Network, query: Query, effort: _Effort) -> QueryVerdict | None:
+    """Samples, and bounds of the whole box: an answer, if they tell it, before torch is loaded."""
+    nodes = model.graph.nodes
+    sizes = [prod(node.op.weight.shape) for node in nodes if isinstance(node.op, Linear)]
+    dense = all(isinstance(node.op, Input | Linear | Reshape | ReLU | Scale) for node in nodes)
+    if not dense or len(query.groups) > 1 or sum(sizes) > _QUICK:
+        return None
+    chain = chain_of(model.graph)
+    verdict = None if chain is None else _by_inputs(model, chain, query, effort, once=True)
+    return verdict if verdict is not None and verdict.answer in (Answer.SAT, Answer.UNSAT) else None
 
 
 def _by_inputs(model: Network, chain: Chain, query: Query, effort: _Effort, *, once: bool) -> QueryVerdict:

@@ -440,6 +440,24 @@ def test_the_process_answers_without_torch(small):
     assert (done.returncode, done.stdout) == (0, "unsat\n")
 
 
+@pytest.mark.parametrize(("limit", "answer"), [(2.5, "unsat"), (0.2, "sat")])
+def test_a_dense_network_of_many_inputs_is_bounded_and_sampled_before_torch_is_loaded(tmp_path, limit, answer):
+    """y = relu(mean of 40 inputs) <= 1 on [0, 1]^40, 1/2 in the middle."""
+    network = write_onnx(tmp_path / "wide.onnx", [(np.full((1, 40), 1 / 40), np.zeros(1)), (np.ones((1, 1)), [0.0])])
+    lines = ["(declare-const Y_0 Real)", f"(assert (>= Y_0 {limit}))"]
+    for i in range(40):
+        lines += [f"(declare-const X_{i} Real)", f"(assert (>= X_{i} 0))", f"(assert (<= X_{i} 1))"]
+    query = tmp_path / "wide.vnnlib"
+    query.write_text("\n".join(lines))
+    code = (
+        "import sys; from certify.cli import main;"
+        f"status = main(['verify', {str(query)!r}, '--network', 'N=' + {network!r}]);"
+        "sys.exit(status or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n")[0]) == (0, answer)
+
+
 @pytest.mark.parametrize(
     ("network", "prop", "answer"),
     [("1_1", 1, "UNSAT"), ("1_1", 3, "UNSAT"), ("2_1", 2, "SAT"), ("1_1", 5, "UNSAT"), ("2_9", 8, "SAT")],
