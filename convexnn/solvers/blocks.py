@@ -1,14 +1,28 @@
 """Some blocks of a convex program as one linear map."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from convexnn.operators import ConeMap
 from convexnn.programs import AbstractProgram
 from convexnn.projection import ColumnProducts
+
+
+@dataclass(frozen=True)
+class Image:
+    """What blocks do: outputs without bias, and slacks (no columns where there are no constraints)."""
+
+    F: Float[Tensor, "n K"]
+    slack: Float[Tensor, "B m"]
+
+
+def _placed(L: Float[Tensor, "B m"], live: Bool[Tensor, " n"]) -> Float[Tensor, "B n"]:
+    out = L.new_zeros((len(L), len(live)))
+    out[:, live] = L
+    return out
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,8 @@ class BlockMap:
     cone: ConeMap | None
     products: ColumnProducts | None
     centre: Float[Tensor, "B d"]  # unit directions inside the cones
+    live: Bool[Tensor, " n"] | None  # samples that have slacks, where some have none
+    inside: Float[Tensor, "B m"] | None  # slacks of these directions, where there are any
 
     @classmethod
     def of(cls, program: AbstractProgram, index: Int[Tensor, " B"]) -> "BlockMap":
@@ -38,7 +54,25 @@ class BlockMap:
         pairs = torch.unique(index % (K * P), return_inverse=True)[1]
         centre = gates / gates.norm(dim=1, keepdim=True)
         masks = sign * program.gated.mask[patterns]
-        return cls(program.problem.X, masks, outputs, K, pairs, cone, products, centre)
+        live = None if cone is None or bool(program.live.all()) else program.live
+        inside = None
+        if cone is not None and len(cone.X):
+            inside = cone.forward(centre).clamp(min=torch.finfo(centre.dtype).tiny)
+        return cls(program.problem.X, masks, outputs, K, pairs, cone, products, centre, live, inside)
+
+    def take(self, keep: Bool[Tensor, " B"]) -> "BlockMap":
+        """Some of the blocks."""
+        cone = None if self.cone is None else ConeMap(self.cone.X, self.cone.signs[keep])
+        pairs = torch.unique(self.pairs[keep], return_inverse=True)[1]
+        return replace(
+            self,
+            masks=self.masks[keep],
+            outputs=self.outputs[keep],
+            pairs=pairs,
+            cone=cone,
+            centre=self.centre[keep],
+            inside=None if self.inside is None else self.inside[keep],
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,26 +81,40 @@ class BlockMap:
 
     def forward(self, U: Float[Tensor, "B d"]) -> Float[Tensor, "n K"]:
         """Outputs without bias."""
-        parts = self.masks * (U @ self.X.T)
+        return self._outputs(U @ self.X.T)
+
+    def _outputs(self, Z: Float[Tensor, "B n"]) -> Float[Tensor, "n K"]:
+        parts = self.masks * Z
         if self.n_outputs == 1:
             return parts.sum(0)[:, None]
         return parts.new_zeros((self.n_outputs, len(self.X))).index_add_(0, self.outputs, parts).T
+
+    def image(self, U: Float[Tensor, "B d"]) -> Image:
+        """Outputs and slacks from one product."""
+        Z = U @ self.X.T
+        if self.cone is None:
+            return Image(self._outputs(Z), Z[:, :0])
+        return Image(self._outputs(Z), self.cone.signs * (Z if self.live is None else Z[:, self.live]))
+
+    def pull(self, V: Float[Tensor, "n K"], L: Float[Tensor, "B m"]) -> Float[Tensor, "B d"]:
+        """c_j + G'l from one product."""
+        spread = V.T[self.outputs] if self.n_outputs > 1 else V[:, 0]
+        if self.cone is None:
+            return (self.masks * spread) @ self.X
+        own = self.cone.signs * L
+        own = own if self.live is None else _placed(own, self.live)
+        return own.addcmul_(self.masks, spread) @ self.X
 
     def adjoint(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "B d"]:
         """c_j = sign X'D v_k for each block."""
         return (self.masks * (V[:, 0] if self.n_outputs == 1 else V.T[self.outputs])) @ self.X
 
-    def cone_forward(self, U: Float[Tensor, "B d"]) -> Float[Tensor, "B m"]:
-        """Slacks; no columns where there are no constraints."""
-        return U.new_zeros((len(U), 0)) if self.cone is None else self.cone.forward(U)
-
-    def cone_adjoint(self, L: Float[Tensor, "B m"]) -> Float[Tensor, "B d"]:
-        """G'l."""
-        return L.new_zeros(self.shape) if self.cone is None else self.cone.adjoint(L)
-
-    def repaired(self, U: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
-        """Blocks inside their cones."""
-        return U if self.cone is None else self.cone.repaired(U, self.centre)
+    def repaired(self, U: Float[Tensor, "B d"], slack: Float[Tensor, "B m"]) -> Float[Tensor, "B d"]:
+        """Blocks inside their cones, from blocks with these slacks, along the directions inside."""
+        if self.inside is None:
+            return U
+        short = (-slack / self.inside).amax(1, keepdim=True).clamp(min=0.0)
+        return U + short * self.centre
 
     def cone_gram(self, w: Float[Tensor, "B m"]) -> Float[Tensor, "B d d"]:
         """X'diag(w_j)X for each block: the signs of the slacks cancel."""

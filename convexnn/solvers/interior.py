@@ -9,22 +9,27 @@ squared one enter through their Hessian at the current outputs.
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from convexnn.duality import DualPoint, dual_point
 from convexnn.programs import AbstractProgram
 from convexnn.result import relative_gap
-from convexnn.solvers.blocks import BlockMap
+from convexnn.solvers.blocks import BlockMap, Image
 from convexnn.solvers.cones import Scaling, jordan_divide, jordan_product, longest_ratio, longest_step
 from convexnn.solvers.kinks import AbstractLossPart, Kink, first_kink, loss_part
 from convexnn.solvers.newton import NewtonSystem
 
 _SHRINK = 0.95  # share of the way to the boundary that a step may go; nearer to it, runs jam
 _SHRINK_HINGE = 0.9  # longer steps leave some of its pairs far from the central path, and later steps are tiny
+
+_NEARLY_FEASIBLE = 2.0  # dual norm, relative to the weight decay, from which on blocks may be given up
+_CLEARLY = 0.3
+_WORTH_SHRINKING = 0.8  # share of the blocks that is left, for which it pays to copy them
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class Iterate:
         )
         return Iterate(x, z, s, l, kink, self.b + step * by.b)
 
+    def take(self, keep: Bool[Tensor, " B"]) -> "Iterate":
+        """Some of the blocks, where each has one cone."""
+        return replace(self, x=self.x[keep], z=self.z[keep], s=self.s[keep], l=self.l[keep])
+
     def interior(self) -> bool:
         """Whether everything is finite and the pairs are positive."""
         parts = (self.x, self.z, self.s, self.l, self.kink.p, self.kink.q, self.b)
@@ -83,22 +92,51 @@ class InteriorPoint:
     bound: float  # of the program with these blocks alone
     gap: float
     n_steps: int
-    iterate: Iterate  # to go on from
+    kept: Int[Tensor, " k"]  # the blocks that were not given up as zero
+    iterate: Iterate  # of these, to go on from
 
 
 @dataclass
 class _Best:
-    """The best primal and dual points seen so far."""
+    """The best primal and dual points seen so far; blocks that were given up keep their last multipliers."""
 
+    U: Tensor  # B d
+    multipliers: Tensor  # B m
+    given_up: Tensor  # B m, multipliers
+    firm: Tensor  # B, blocks that stay
     objective: float = math.inf
-    U: Tensor | None = None
     bias: Tensor | None = None
     dual: DualPoint | None = None
     V: Tensor | None = None
-    multipliers: Tensor | None = None
 
     def gap(self, floor: float) -> float:
         return relative_gap(self.objective, self.dual.bound, floor) if self.dual is not None else math.inf
+
+    def see_primal(self, objective: float, U: Tensor, kept: Tensor, bias: Tensor) -> None:
+        if objective < self.objective:
+            self.objective, self.bias = objective, bias
+            self.U = torch.zeros_like(self.U).index_copy(0, kept, U)
+
+    def see_dual(self, dual: DualPoint, V: Tensor, kept: Tensor, multipliers: Tensor) -> None:
+        if self.dual is None or dual.bound > self.dual.bound:
+            self.dual, self.V = dual, V
+            self.multipliers = self.given_up.index_copy(0, kept, multipliers)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An iterate, the blocks that it has, and what they do."""
+
+    maps: BlockMap
+    kept: Int[Tensor, " k"]
+    at: Iterate
+    image: Image
+    part: AbstractLossPart
+
+    @classmethod
+    def of(cls, program: AbstractProgram, maps: BlockMap, kept: Int[Tensor, " k"], at: Iterate) -> "_Place":
+        image = maps.image(at.blocks(maps.shape))
+        return cls(maps, kept, at, image, loss_part(program.problem.loss, image.F + at.b, at.kink))
 
 
 def solve_blocks(
@@ -106,31 +144,54 @@ def solve_blocks(
     index: Int[Tensor, " B"],
     options: InteriorOptions = InteriorOptions(),
     resume: Iterate | None = None,
+    firm: Bool[Tensor, " B"] | None = None,
 ) -> InteriorPoint:
     """Solve the program with all but these blocks (flat indices into its shape S K P) held at zero.
 
-    ``resume`` is the last iterate of an earlier call with the same blocks.
+    Blocks that go to zero are given up on the way, unless they are ``firm``. ``resume`` is the last
+    iterate of an earlier call with the blocks that it kept.
     """
+    firm = torch.zeros_like(index, dtype=torch.bool) if firm is None else firm
     maps = BlockMap.of(program, index)
-    at, best = _start(program, maps) if resume is None else resume, _Best()
-    floor, n_steps = program.problem.floor(), 0
+    at = _start(program, maps) if resume is None else resume
+    place = _Place.of(program, maps, torch.arange(len(index), device=index.device), at)
+    best, floor, n_steps = _Best(torch.zeros_like(maps.centre), at.l, at.l, firm), program.problem.floor(), 0
     for n_steps in range(options.max_steps + 1):
-        part = loss_part(program.problem.loss, maps.forward(at.blocks(maps.shape)) + at.b, at.kink)
-        _judge(program, maps, at, part, best)
+        reached = _judge(program, place, best)
         if best.gap(floor) <= options.tol or n_steps == options.max_steps or time.perf_counter() > options.deadline:
             break
-        moved = _advance(program, maps, at, part)
+        place = _shrunk(program, place, reached, best)
+        moved = _advance(program, place)
         if not moved.interior():
             break
-        at = moved
-    assert best.U is not None
-    assert best.bias is not None
+        place = _Place.of(program, place.maps, place.kept, moved)
     assert best.dual is not None
     assert best.V is not None
-    assert best.multipliers is not None
+    assert best.bias is not None
+    C = maps.pull(best.V, best.multipliers)
+    bound = dual_point(program.problem, best.V, float(program.penalty.dual_norms(C).max())).bound
+    gap = relative_gap(best.objective, bound, floor)
     return InteriorPoint(
-        best.U, best.bias, best.objective, best.V, best.multipliers, best.dual.bound, best.gap(floor), n_steps, at
+        best.U, best.bias, best.objective, best.V, best.multipliers, bound, gap, n_steps, place.kept, place.at
     )
+
+
+def _shrunk(program: AbstractProgram, place: _Place, reached: Float[Tensor, " q"], best: _Best) -> _Place:
+    """Without the blocks that go to zero, where they are many.
+
+    A block is given up that is much nearer to zero, relative to the largest, than its dual constraint
+    is to being tight: one of the two goes to zero. ``reached`` is the dual norm of each block.
+    """
+    maps, at, kept, limit = place.maps, place.at, place.kept, program.problem.weight_decay
+    if len(at.x) != len(kept) or float(reached.max()) > _NEARLY_FEASIBLE * limit:
+        return place
+    size = at.x[:, 0] + at.x[:, 1:].norm(dim=1)
+    slack = 1 - torch.maximum(reached / limit, at.z[:, 1:].norm(dim=1) / at.z[:, 0])
+    keep = best.firm[kept] | (size > _CLEARLY * slack * at.x[:, 0].max())
+    if int(keep.sum()) > _WORTH_SHRINKING * len(keep):
+        return place
+    best.given_up = best.given_up.index_copy(0, kept[~keep], at.l[~keep])
+    return _Place.of(program, maps.take(keep), kept[keep], at.take(keep))
 
 
 def _start(program: AbstractProgram, maps: BlockMap) -> Iterate:
@@ -141,10 +202,11 @@ def _start(program: AbstractProgram, maps: BlockMap) -> Iterate:
     x = torch.cat([u.new_full((B * d // e, 1), tau), u.reshape(-1, e)], 1)
     z = torch.zeros_like(x)
     z[:, 0] = problem.weight_decay
-    slack = maps.cone_forward(u)
+    image = maps.image(u)
+    slack = image.slack
     s = torch.maximum(slack, 0.5 * slack.abs().mean().nan_to_num(1.0).expand_as(slack))
     l = (problem.weight_decay * tau / len(problem.X) / s).clamp(min=1e-300)  # noqa: E741
-    return Iterate(x, z, s, l, first_kink(problem.loss, maps.forward(u) + bias), bias)
+    return Iterate(x, z, s, l, first_kink(problem.loss, image.F + bias), bias)
 
 
 def _first_size(program: AbstractProgram) -> float:
@@ -155,25 +217,29 @@ def _first_size(program: AbstractProgram) -> float:
     return max(spread, 1e-150) * math.sqrt(len(problem.X)) / (float(problem.X.norm()) / math.sqrt(problem.n_inputs))
 
 
-def _judge(program: AbstractProgram, maps: BlockMap, at: Iterate, part: AbstractLossPart, best: _Best) -> None:
-    """Objective at the feasible point near the iterate, and the bound of its dual variable and multipliers."""
-    problem = program.problem
-    U = maps.repaired(at.blocks(maps.shape))
+def _judge(program: AbstractProgram, place: _Place, best: _Best) -> Float[Tensor, " q"]:
+    """Objective at the feasible point near the iterate, and the bound of its dual variable and multipliers.
+
+    Returns the dual norm of each block's correlation with these.
+    """
+    problem, maps, at = program.problem, place.maps, place.at
+    U = maps.repaired(at.blocks(maps.shape), place.image.slack)
     objective = float(problem.loss.value(maps.forward(U) + at.b) + problem.weight_decay * program.penalty.value(U))
-    if objective < best.objective:
-        best.objective, best.U, best.bias = objective, U, at.b
-    V = problem.admit(part.dual())
-    C = maps.adjoint(V) + maps.cone_adjoint(at.l)
-    dual = dual_point(problem, V, float(program.penalty.dual_norms(C).max()))
-    if best.dual is None or dual.bound > best.dual.bound:
-        best.dual, best.V, best.multipliers = dual, V, at.l
+    best.see_primal(objective, U, place.kept, at.b)
+    V = problem.admit(place.part.dual())
+    norms = program.penalty.dual_norms(maps.pull(V, at.l))
+    dual = dual_point(problem, V, float(norms.max()))
+    best.see_dual(dual, V, place.kept, at.l)
+    return norms
 
 
-def _advance(program: AbstractProgram, maps: BlockMap, at: Iterate, part: AbstractLossPart) -> Iterate:
+def _advance(program: AbstractProgram, place: _Place) -> Iterate:
     """One predictor-corrector step."""
+    at = place.at
     scaling = Scaling.of(at.x, at.z)
-    system = NewtonSystem.of(maps, part.linearised(), scaling, at.l / at.s, program.problem.output_bias)
-    step = _Step(program, maps, system, scaling, at, part)
+    bias = program.problem.output_bias
+    system = NewtonSystem.of(place.maps, place.part.linearised(), scaling, at.l / at.s, bias)
+    step = _Step(place, system, program.problem.weight_decay)
     affine = step.direction(-at.s * at.l, -scaling.lam, -at.kink.products(), refine=False)
     length = min(1.0, _reach(at, affine))
     mu = at.complementarity()
@@ -193,8 +259,7 @@ def _advance(program: AbstractProgram, maps: BlockMap, at: Iterate, part: Abstra
 
 def _reach(at: Iterate, by: Iterate) -> float:
     return min(
-        longest_step(at.x, by.x),
-        longest_step(at.z, by.z),
+        longest_step(torch.cat([at.x, at.z]), torch.cat([by.x, by.z])),
         longest_ratio(at.s, by.s),
         longest_ratio(at.l, by.l),
         longest_ratio(at.kink.p, by.kink.p),
@@ -206,36 +271,35 @@ def _reach(at: Iterate, by: Iterate) -> float:
 class _Step:
     """The residuals of the optimality conditions at an iterate, and Newton directions from it."""
 
-    program: AbstractProgram
-    maps: BlockMap
+    place: _Place
     system: NewtonSystem
-    scaling: Scaling
-    at: Iterate
-    part: AbstractLossPart
+    weight_decay: float
+
+    @cached_property
+    def r_s(self) -> Float[Tensor, "B m"]:
+        """What the slacks are short of."""
+        return self.place.image.slack - self.place.at.s
 
     def direction(
         self, slack: Float[Tensor, "B m"], cone: Float[Tensor, "q e"], kink: Float[Tensor, "k 2"], *, refine: bool
     ) -> Iterate:
         """The direction whose linearised complementarity products are these."""
-        at, maps, scaling = self.at, self.maps, self.scaling
-        V = self.part.shifted(kink)
-        r_u = -maps.adjoint(V) - maps.cone_adjoint(at.l) - at.z[:, 1:].reshape(maps.shape)
-        r_t = self.program.problem.weight_decay - at.z[:, :1]
-        r_s = maps.cone_forward(at.blocks(maps.shape)) - at.s
+        at, part, maps, system = self.place.at, self.place.part, self.place.maps, self.system
+        scaling, V = system.scaling, part.shifted(kink)
         h = scaling.apply_inverse(cone)
-        share = (h[:, :1] - r_t) / scaling.head
-        w = at.l / at.s
-        right = -r_u + maps.cone_adjoint(slack / at.s - w * r_s)
-        right = right + (h[:, 1:] - scaling.cross * share).reshape(maps.shape)
-        found = self.system.solve(right, V.sum(0), refinements=1 if refine else 0)
+        share = (h[:, :1] - self.weight_decay + at.z[:, :1]) / scaling.head
+        dl = slack / at.s - system.weights * self.r_s
+        own = at.z[:, 1:] + h[:, 1:] - scaling.cross * share
+        found, image = system.solve(
+            maps.pull(V, at.l + dl) + own.reshape(maps.shape), V.sum(0), refinements=1 if refine else 0
+        )
         dx, dz = self._cones(found.du, share, h)
-        ds = maps.cone_forward(found.du) + r_s
-        dkink = self.part.moved(kink, maps.forward(found.du) + found.db, self.system.linear.right(found.q))
-        return Iterate(dx, dz, ds, slack / at.s - w * ds, dkink, found.db)
+        dkink = part.moved(kink, image.F + found.db, system.linear.right(found.q))
+        return Iterate(dx, dz, image.slack + self.r_s, dl - system.weights * image.slack, dkink, found.db)
 
     def _cones(self, du: Tensor, share: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        scaling = self.scaling
-        rows = du.reshape(len(self.at.x), -1)
+        scaling = self.system.scaling
+        rows = du.reshape(len(h), -1)
         across = (scaling.cross * rows).sum(1, keepdim=True)
         along = (scaling.w1 * rows).sum(1, keepdim=True)
         dt = share - across / scaling.head

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
-from convexnn.solvers.blocks import BlockMap
+from convexnn.solvers.blocks import BlockMap, Image
 from convexnn.solvers.cones import Scaling
 
 _NEGLIGIBLE = 0.1  # trace, relative to the identity, that patterns may have in all to be left out
@@ -87,16 +87,20 @@ class NewtonSystem:
         samples = _sample_matrix(maps, linear, M[keep], first[keep])
         return cls(maps, linear, scaling, weights, factor, samples, bool(keep.all()), with_bias)
 
-    def solve(self, right: Float[Tensor, "B d"], bias: Float[Tensor, " K"], refinements: int) -> "Response":
-        """du, db with K (du, db) = (right, bias), and q = R'(A du + db); without an output bias db is zero.
+    def solve(
+        self, right: Float[Tensor, "B d"], bias: Float[Tensor, " K"], refinements: int
+    ) -> tuple["Response", Image]:
+        """du, db with K (du, db) = (right, bias), q = R'(A du + db) and what du does; without a bias db is zero.
 
         q is an unknown of its own, so that a huge curvature does not multiply the rounding of A du.
         """
-        zero = torch.zeros_like(self.maps.forward(right))
-        at = self._solve_once(Response(right, zero, bias))
+        whole = Response(right, right.new_zeros((len(self.maps.X), self.maps.n_outputs)), bias)
+        at = self._solve_once(whole)
+        image = self.maps.image(at.du)
         for _ in range(refinements):
-            at = at.plus(self._solve_once(self._residual(Response(right, zero, bias), at)))
-        return at
+            at = at.plus(self._solve_once(self._residual(whole, at, image)))
+            image = self.maps.image(at.du)
+        return at, image
 
     def _solve_once(self, right: "Response") -> "Response":
         a = self._blocks(right.du)
@@ -130,14 +134,14 @@ class NewtonSystem:
 
         return _conjugate_gradients(apply, self.samples.solve, b)
 
-    def _residual(self, right: "Response", at: "Response") -> "Response":
-        maps, scaling = self.maps, self.scaling
+    def _residual(self, right: "Response", at: "Response", image: Image) -> "Response":
+        scaling = self.scaling
         rows = at.du.reshape(len(scaling.w0), -1)
         own = rows / scaling.eta**2 - scaling.pull * scaling.w1 * (scaling.w1 * rows).sum(1, keepdim=True)
         V = self.linear.right(at.q)
-        r = right.du - maps.adjoint(V) - maps.cone_adjoint(self.weights * maps.cone_forward(at.du))
-        short = right.q + self.linear.left(maps.forward(at.du) + at.db) - at.q
-        return Response(r - own.reshape(r.shape), short, right.db - V.sum(0) if self.with_bias else right.db)
+        r = right.du - self.maps.pull(V, self.weights * image.slack) - own.reshape(right.du.shape)
+        short = right.q + self.linear.left(image.F + at.db) - at.q
+        return Response(r, short, right.db - V.sum(0) if self.with_bias else right.db)
 
 
 @dataclass(frozen=True)
@@ -213,8 +217,8 @@ def _gram(X: Tensor, masks: Tensor, factor: Tensor) -> Float[Tensor, "n n"]:
     out = X.new_zeros((n, n))
     for start in range(0, len(masks), max(1, _COLUMNS // d)):
         part = slice(start, start + max(1, _COLUMNS // d))
-        A = masks[part][:, :, None] * torch.matmul(X, factor[part])  # p n d
-        A = A.permute(1, 0, 2).reshape(n, -1)
+        A = (X @ factor[part].transpose(0, 1).reshape(d, -1)).reshape(n, -1, d)
+        A = A.mul_(masks[part].T[:, :, None]).reshape(n, -1)
         if X.device.type == "cpu" and X.dtype == torch.float64:
             # Row-major A is the transpose of what BLAS sees; the upper triangle there is the lower one here.
             dsyrk(1.0, A.numpy().T, beta=1.0, c=out.numpy().T, trans=1, lower=0, overwrite_c=1)

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from convexnn.duality import judge_program
@@ -37,6 +37,7 @@ class _Run:
     started: float
     working: Int[Tensor, " B"]
     screen: Screen
+    given_up: Bool[Tensor, " N"]  # once: blocks that come back stay
     best: ProgramAnswer | None = None
     trace: list[TraceEntry] = field(default_factory=list)
 
@@ -52,7 +53,9 @@ def solve_working_set(
     report: Report | None = None,
 ) -> ProgramAnswer:
     """Solve to a relative gap of ``limits.tol``; blocks that are not zero in ``start`` are in the first working set."""
-    run = _Run(program, limits, time.perf_counter(), _first_blocks(program, start), Screen.of(program))
+    screen, working = Screen.of(program), _first_blocks(program, start)
+    given_up = torch.zeros(len(screen), dtype=torch.bool, device=working.device)
+    run = _Run(program, limits, time.perf_counter(), working, screen, given_up)
     tol = _FIRST_TOL if len(run.working) < len(run.screen) else 0.5 * limits.tol
     try:
         status = _rounds(run, tol, report)
@@ -68,13 +71,17 @@ def _rounds(run: _Run, tol: float, report: Report | None) -> Status:
     program, limits, iterate, status = run.program, run.limits, None, None
     while status is None:
         deadline = run.started + limits.max_seconds
-        found = solve_blocks(program, run.working, InteriorOptions(tol, _MOST_STEPS, deadline), iterate)
+        options, firm = InteriorOptions(tol, _MOST_STEPS, deadline), run.given_up[run.working]
+        found = solve_blocks(program, run.working, options, iterate, firm)
         violators = _price(run, found, tol)
         _see(run, found, report)
-        status = _status(run, found, tol, len(violators))
-        iterate = None if len(violators) else found.iterate
-        if len(violators):
-            run.working = _next_working_set(run, found, violators, tol)
+        # A run that goes on from a point near the optimum can stall where a new one does not.
+        resumed, finest = iterate is not None, tol <= 0.5 * limits.tol
+        status = _status(run, ended=finest and not resumed and len(violators) == 0)
+        iterate = None if len(violators) or (resumed and finest) else found.iterate
+        run.given_up[run.working] = True
+        run.given_up[run.working[found.kept]] = firm[found.kept]
+        run.working = _next_working_set(run, found, violators, tol) if len(violators) else run.working[found.kept]
         if len(violators) < 10 or tol > 1e-2:
             tol = max(tol * (_WITH if len(violators) else _WITHOUT), 0.5 * limits.tol)
     return status
@@ -97,7 +104,7 @@ def _price(run: _Run, found: InteriorPoint, tol: float) -> Int[Tensor, " k"]:
     C = program.correlations(found.V).reshape(len(run.screen), -1)
     run.screen.multipliers[run.working] = found.multipliers
     outside = torch.ones_like(C[:, 0], dtype=torch.bool)
-    outside[run.working] = False
+    outside[run.working[found.kept]] = False
     target = program.problem.weight_decay * (1 + (0.1 * run.limits.tol if tol < 1e-5 else 0.3 * tol))
     wanted = 2 * _added(run)
     chunk = max(wanted, 64) if tol > 1e-5 else 512
@@ -130,12 +137,11 @@ def _see(run: _Run, found: InteriorPoint, report: Report | None) -> None:
         report(entry)
 
 
-def _status(run: _Run, found: InteriorPoint, tol: float, n_violators: int) -> Status | None:
-    ended = run.limits.status(run.gap(), time.perf_counter() - run.started, len(run.trace))
-    if ended is not None or len(run.trace) >= _MOST_ROUNDS:
-        return ended or Status.MAX_ROUNDS
-    finest = tol <= 0.5 * run.limits.tol
-    return Status.STALLED if finest and n_violators == 0 else None
+def _status(run: _Run, *, ended: bool) -> Status | None:
+    status = run.limits.status(run.gap(), time.perf_counter() - run.started, len(run.trace))
+    if status is not None or len(run.trace) >= _MOST_ROUNDS:
+        return status or Status.MAX_ROUNDS
+    return Status.STALLED if ended else None
 
 
 def _next_working_set(run: _Run, found: InteriorPoint, violators: Int[Tensor, " k"], tol: float) -> Int[Tensor, " B"]:
