@@ -7,6 +7,7 @@ the dual point. A restart needs a smaller gap than the last, so that they end; w
 runs on, on more and more patterns, and converges.
 """
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 
@@ -49,6 +50,10 @@ class _Run:
 
     def gap(self, answer: ProgramAnswer) -> float:
         return answer.judgement.gap(self.program.problem.floor())
+
+    def room(self) -> float:
+        """Between the best objective and the best bound."""
+        return math.inf if self.best is None else self.best.judgement.objective - self.best.judgement.dual.bound
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
@@ -119,7 +124,7 @@ def _round(run: _Run, report: Report | None) -> Status | None:
     if run.best is not None and not bool(torch.isfinite(run.state.copies.A).all()):
         return Status.NON_FINITE
     raw = _whole(run)
-    point = repaired(run.program, raw)
+    point = _feasible(run, raw)
     dual, lower = _dual(run, point)
     new = judged(run.program, point, dual, raw)
     run.best = new if run.best is None else better(run.best, new)
@@ -141,6 +146,12 @@ def _whole(run: _Run) -> ConvexPoint:
     return replace(point, bias=part.bias)
 
 
+def _feasible(run: _Run, raw: ConvexPoint) -> ConvexPoint:
+    """The repaired iterate, or the point of the program near it, whichever is better."""
+    first, second = repaired(run.program, raw, run.room()), run.program.feasible(raw)
+    return first if run.program.objective(first) <= run.program.objective(second) else second
+
+
 def _dual(run: _Run, point: ConvexPoint) -> tuple[Dual, Float[Tensor, " N"]]:
     """The best between the iterate's dual point and that of the repaired point, and what violates the second."""
     program, screen, shape = run.program, run.screen, run.program.shape[:3]
@@ -149,7 +160,7 @@ def _dual(run: _Run, point: ConvexPoint) -> tuple[Dual, Float[Tensor, " N"]]:
     mine = held.to(torch.float64).clamp(min=0.0).reshape(len(index), -1)
     screen.multipliers[index] = mine
     wanted = 2 * _added(run) if len(run.chosen) < len(program.patterns) else len(screen)
-    second, lower = priced(program, own_dual(program, point), screen, _ACCURACY * run.limits.tol, wanted)
+    second, lower = priced(program, own_dual(program, point, run.room()), screen, _ACCURACY * run.limits.tol, wanted)
     own = second.multipliers.clone()
     own[index] = mine
     return best_mixture(program, Dual(program.problem.admit(V.to(torch.float64)), own), second), lower

@@ -39,6 +39,7 @@ class InteriorOptions:
     tol: float = 1e-7  # relative gap of the program restricted to the blocks
     max_steps: int = 100
     deadline: float = math.inf  # of time.perf_counter()
+    refinements: int = 1  # of the linear systems of the corrector
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def solve_blocks(
         if best.gap(floor) <= options.tol or n_steps == options.max_steps or time.perf_counter() > options.deadline:
             break
         place = _shrunk(program, place, reached, best)
-        moved = _advance(program, place)
+        moved = _advance(program, place, options.refinements)
         if not moved.interior():
             break
         place = _Place.of(program, place.maps, place.kept, moved)
@@ -233,14 +234,14 @@ def _judge(program: AbstractProgram, place: _Place, best: _Best) -> Float[Tensor
     return norms
 
 
-def _advance(program: AbstractProgram, place: _Place) -> Iterate:
+def _advance(program: AbstractProgram, place: _Place, refinements: int) -> Iterate:
     """One predictor-corrector step."""
     at = place.at
     scaling = Scaling.of(at.x, at.z)
     bias = program.problem.output_bias
     system = NewtonSystem.of(place.maps, place.part.linearised(), scaling, at.l / at.s, bias)
     step = _Step(place, system, program.problem.weight_decay)
-    affine = step.direction(-at.s * at.l, -scaling.lam, -at.kink.products(), refine=False)
+    affine = step.direction(-at.s * at.l, -scaling.lam, -at.kink.products())
     length = min(1.0, _reach(at, affine))
     mu = at.complementarity()
     accurate = length > 0.1
@@ -252,7 +253,7 @@ def _advance(program: AbstractProgram, place: _Place) -> Iterate:
     cone[:, 0] += sigma * mu
     slack = sigma * mu - at.s * at.l - second * affine.s * affine.l
     kink = sigma * mu - at.kink.products() - second * affine.kink.products()
-    move = step.direction(slack, jordan_divide(scaling.lam, cone), kink, refine=True)
+    move = step.direction(slack, jordan_divide(scaling.lam, cone), kink, refinements)
     shrink = _SHRINK_HINGE if len(at.kink.p) else _SHRINK
     return at.moved(min(1.0, shrink * _reach(at, move)), move)
 
@@ -281,7 +282,7 @@ class _Step:
         return self.place.image.slack - self.place.at.s
 
     def direction(
-        self, slack: Float[Tensor, "B m"], cone: Float[Tensor, "q e"], kink: Float[Tensor, "k 2"], *, refine: bool
+        self, slack: Float[Tensor, "B m"], cone: Float[Tensor, "q e"], kink: Float[Tensor, "k 2"], refinements: int = 0
     ) -> Iterate:
         """The direction whose linearised complementarity products are these."""
         at, part, maps, system = self.place.at, self.place.part, self.place.maps, self.system
@@ -290,9 +291,8 @@ class _Step:
         share = (h[:, :1] - self.weight_decay + at.z[:, :1]) / scaling.head
         dl = slack / at.s - system.weights * self.r_s
         own = at.z[:, 1:] + h[:, 1:] - scaling.cross * share
-        found, image = system.solve(
-            maps.pull(V, at.l + dl) + own.reshape(maps.shape), V.sum(0), refinements=1 if refine else 0
-        )
+        right = maps.pull(V, at.l + dl) + own.reshape(maps.shape)
+        found, image = system.solve(right, V.sum(0), refinements)
         dx, dz = self._cones(found.du, share, h)
         dkink = part.moved(kink, image.F + found.db, system.linear.right(found.q))
         return Iterate(dx, dz, image.slack + self.r_s, dl - system.weights * image.slack, dkink, found.db)

@@ -6,6 +6,7 @@ gradient there is a dual point, with the multipliers of projections. Both are mu
 iterate and its multipliers, long before the method has converged.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ from convexnn.solvers.screening import Screen
 _LARGEST_PROJECTION = 2e12  # floating-point operations, of all active blocks' Newton steps
 _NEWTON_STEPS = 20  # that a projection takes, about
 _WIDTH = 1e-2  # of a smoothed kink of the loss, relative to the targets' size
+_SHARE = 0.3  # of the room between objective and bound, for the same
+_NARROWEST = 1e-6
 _MIXTURES = 9
 _AMPLITUDE_STEPS = 300
 _CHUNK = 128  # blocks that are priced together
@@ -38,8 +41,11 @@ class Dual:
     multipliers: Float[Tensor, "N m"]
 
 
-def repaired(program: AbstractProgram, point: ConvexPoint) -> ConvexPoint:
-    """A feasible point with the directions of this one, each moved into its cone, at the best amplitudes."""
+def repaired(program: AbstractProgram, point: ConvexPoint, room: float = math.inf) -> ConvexPoint:
+    """A feasible point with the directions of this one, each moved into its cone, at the best amplitudes.
+
+    A kink of the loss is smoothed less where there is less ``room`` between the best objective and bound.
+    """
     shape = program.shape
     flat = point.U.reshape(-1, shape[3])
     active = torch.nonzero(program.penalty.norms(flat) > 0)[:, 0]
@@ -47,7 +53,7 @@ def repaired(program: AbstractProgram, point: ConvexPoint) -> ConvexPoint:
     norms = program.penalty.norms(U)
     live = norms > 0
     active, U, norms = active[live], U[live], norms[live]
-    a, bias = _amplitudes(program, U / norms[:, None], active, norms, point.bias)
+    a, bias = _amplitudes(program, U / norms[:, None], active, norms, point.bias, _smoothed(program.problem.loss, room))
     out = torch.zeros_like(flat)
     out[active] = U * (a / norms)[:, None]
     return ConvexPoint(out.reshape(shape), bias)
@@ -72,12 +78,12 @@ def _amplitudes(
     index: Int[Tensor, " B"],
     start: Float[Tensor, " B"],
     bias: Float[Tensor, " K"],
+    loss: AbstractLoss,
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " K"]]:
     """min L(sum_j a_j f_j + b) + weight_decay sum a over a >= 0, f_j the outputs of blocks of norm one."""
     problem, (_, K, P, _) = program.problem, program.shape
     sign = program.sign_column[index // (K * P), 0, 0]
     features = sign * program.gated.mask[index % P] * (directions @ problem.X.T)  # B n
-    loss = problem.loss.smoothed(_width(problem.loss))
     if K > 1:
         return _coupled_amplitudes(features, (index // P) % K, program, start, bias)
     b = bias if problem.output_bias else None
@@ -85,8 +91,10 @@ def _amplitudes(
     return a, bias if b is None else b
 
 
-def _width(loss: AbstractLoss) -> float:
-    return _WIDTH * float(loss.targets.abs().mean())
+def _smoothed(loss: AbstractLoss, room: float) -> AbstractLoss:
+    """The loss with its kink smoothed by a share of the targets' size, and of the room that is left."""
+    widest = _WIDTH * float(loss.targets.abs().mean())
+    return loss.smoothed(max(min(widest, _SHARE * room), _NARROWEST * widest))
 
 
 def _coupled_amplitudes(
@@ -118,10 +126,9 @@ def _coupled_amplitudes(
     return a, b
 
 
-def own_dual(program: AbstractProgram, point: ConvexPoint) -> Float[Tensor, "n K"]:
+def own_dual(program: AbstractProgram, point: ConvexPoint, room: float = math.inf) -> Float[Tensor, "n K"]:
     """Minus the gradient at the point; of a loss with a kink, smoothed as for the amplitudes."""
-    loss = program.problem.loss
-    return program.problem.admit(loss.smoothed(_width(loss)).negative_gradient(program.output(point)))
+    return program.problem.admit(_smoothed(program.problem.loss, room).negative_gradient(program.output(point)))
 
 
 def priced(

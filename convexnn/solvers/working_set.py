@@ -68,20 +68,23 @@ def solve_working_set(
 
 
 def _rounds(run: _Run, tol: float, report: Report | None) -> Status:
-    program, limits, iterate, status = run.program, run.limits, None, None
+    program, limits, iterate, status, again = run.program, run.limits, None, None, False
     while status is None:
         deadline = run.started + limits.max_seconds
-        options, firm = InteriorOptions(tol, _MOST_STEPS, deadline), run.given_up[run.working]
+        options = InteriorOptions(tol, _MOST_STEPS, deadline, refinements=2 if again else 1)
+        firm = run.given_up[run.working]
         found = solve_blocks(program, run.working, options, iterate, firm)
         violators = _price(run, found, tol)
         _see(run, found, report)
-        # A run that goes on from a point near the optimum can stall where a new one does not.
-        resumed, finest = iterate is not None, tol <= 0.5 * limits.tol
-        status = _status(run, ended=finest and not resumed and len(violators) == 0)
-        iterate = None if len(violators) or (resumed and finest) else found.iterate
-        run.given_up[run.working] = True
-        run.given_up[run.working[found.kept]] = firm[found.kept]
-        run.working = _next_working_set(run, found, violators, tol) if len(violators) else run.working[found.kept]
+        # A run that goes on from a point near the optimum, or gave blocks up, can stall where a new one does not.
+        finest, fresh = tol <= 0.5 * limits.tol, iterate is None and len(found.kept) == len(run.working)
+        status = _status(run, ended=finest and fresh and len(violators) == 0)
+        again = finest and len(violators) == 0
+        iterate = None if len(violators) or finest else found.iterate
+        before, gone = run.working, torch.ones_like(firm)
+        gone[found.kept] = False
+        run.working = _next_working_set(run, found, violators, tol) if len(violators) else before[found.kept]
+        run.given_up[before] |= gone | ~torch.isin(before, run.working)
         if len(violators) < 10 or tol > 1e-2:
             tol = max(tol * (_WITH if len(violators) else _WITHOUT), 0.5 * limits.tol)
     return status
@@ -145,7 +148,8 @@ def _status(run: _Run, *, ended: bool) -> Status | None:
 
 
 def _next_working_set(run: _Run, found: InteriorPoint, violators: Int[Tensor, " k"], tol: float) -> Int[Tensor, " B"]:
-    """Without the blocks that are all but zero, with the worst violators."""
+    """Without the blocks that are all but zero, unless they came back once, and with the worst violators."""
     norms = found.U.norm(dim=1)
-    kept = run.working[norms > (1e-3 if tol > 1e-3 else 1e-5) * norms.max()]
+    used = norms > (1e-3 if tol > 1e-3 else 1e-5) * norms.max()
+    kept = run.working[used | run.given_up[run.working]]
     return torch.unique(torch.cat([kept, violators[: _added(run)]]))
