@@ -135,6 +135,23 @@ def test_working_set_finds_the_optimum_of_many_patterns(loss):
     assert answer.trace[0].n_neurons < 300
 
 
+@pytest.mark.parametrize(
+    ("seed", "n", "d", "P", "wd"), [(13, 12, 3, 7, 0.03), (19, 9, 5, 8, 0.03), (27, 8, 5, 6, 0.01)]
+)
+def test_blocks_that_come_back_to_the_working_set_stay(seed, n, d, P, wd):
+    """A block that was given up and violates the dual again stays: rounds would go in circles."""
+    program = program_of("relu", "hinge", bias=bool(seed % 2), seed=seed, n=n, d=d, P=P, wd=wd)
+    answer = solve_working_set(program, ProgramLimits(1e-7))
+    check(program, answer, 1e-7)
+    assert answer.n_steps < 20
+
+
+def test_admm_is_not_held_up_by_the_smoothing_of_a_kink():
+    """The optimum is 0.036, so that a kink smoothed by 1e-2 throughout leaves a gap of percents."""
+    program = program_of("gated", "hinge", bias=True, seed=3, n=11, d=5, P=7, wd=0.01)
+    check(program, solve_admm(program, ProgramLimits(1e-3, max_steps=5_000)), 1e-3)
+
+
 def test_start_is_in_the_first_working_set():
     program = program_of("relu", "squared", n=40, d=4, P=150, wd=3e-3)
     first = solve_working_set(program, ProgramLimits(1e-7))
