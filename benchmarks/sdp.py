@@ -1,10 +1,10 @@
 """Semidefinite certificates: verified images and seconds, and values against an independent solver.
 
-    python -m benchmarks.sdp [--quick] [--limit 200] [--parts digits protocol adversarial]
+    python -m benchmarks.sdp [--quick] [--limit 200] [--parts digits protocol adversarial boxes]
 
 digits: digits_64_20_20_10_adv, hidden bounds by linear programs; the relaxation against cvxpy with Clarabel.
 protocol: sdpcrown_mnist_mlp, l2 radius 1.0, the 200 protocol images, domain [0, 1]; all targets.
-adversarial: chiu_ADV_MNIST, l2 radius 1.0, its first 50 images.
+adversarial, boxes: chiu_ADV_MNIST, l2 radius 1.0 and l_inf radius 0.1, the first 50 images.
 Seconds are process time of one thread for an image that PGD does not attack, all rungs together and attack included.
 """
 
@@ -57,26 +57,26 @@ class Count:
         )
 
 
-def count(name: str, eps: float, method: str, limit: int, domain: tuple[int, int] | None) -> Count:
+def count(name: str, method: str, limit: int, domain: tuple[int, int] | None, ball: tuple[float, str]) -> Count:
     net, images = network(name), np.load(shared_file("nets/sdp_protocol_200_images.npz"))
     statuses, seconds = [], []
     for x, y in zip(images["x"].reshape(200, -1)[:limit], images["y"][:limit], strict=True):
         start = time.process_time()
-        verdict = certify.verify(net, x, label=int(y), eps=eps, norm="l2", domain=domain, method=method)
+        verdict = certify.verify(net, x, label=int(y), eps=ball[0], norm=ball[1], domain=domain, method=method)
         statuses.append(verdict.status.name)
         seconds.append(time.process_time() - start)
     return Count(statuses, seconds)
 
 
-def protocol(name: str, methods: Sequence[str], limit: int) -> None:
-    print(f"\n{name}, l2 radius 1.0, {limit} images")
+def protocol(name: str, methods: Sequence[str], limit: int, ball: tuple[float, str] = (1.0, "l2")) -> None:
+    print(f"\n{name}, {ball[1]} radius {ball[0]}, {limit} images")
     certify.verify(network(name), np.full(784, 0.5), label=0, eps=0.1, norm="l2", method="sdp-crown")  # imports
-    for domain in ((0, 1), None):
+    for domain in ((0, 1), None) if ball[1] == "l2" else ((0, 1),):
         for method in methods:
             if method == "lipschitz" and domain is not None:
                 continue  # it knows no domain
             where = "in [0, 1]" if domain else "no domain"
-            print(f"  {method:>15} {where:>10} {count(name, 1.0, method, limit, domain)}", flush=True)
+            print(f"  {method:>15} {where:>10} {count(name, method, limit, domain, ball)}", flush=True)
 
 
 def by_clarabel(target: Target) -> tuple[float, float]:
@@ -142,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"the digits, and {QUICK} protocol images")
     parser.add_argument("--limit", type=int, default=200, help="the first images only")
-    every = ["digits", "protocol", "adversarial"]
+    every = ["digits", "protocol", "adversarial", "boxes"]
     parser.add_argument("--parts", nargs="+", choices=every, default=every)
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), default=["lipschitz", "sdp-crown-ball", "sdp-crown", "sdp"]
@@ -156,6 +156,8 @@ def main() -> None:
         protocol("sdpcrown_mnist_mlp", options.methods, QUICK if options.quick else options.limit)
     if "adversarial" in parts:
         protocol("chiu_ADV_MNIST", options.methods, min(50, options.limit))
+    if "boxes" in parts:
+        protocol("chiu_ADV_MNIST", options.methods, min(50, options.limit), (0.1, "linf"))
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def exceeds_nothing(seed):
 
 
 def test_between_linear_programs_and_exact_minima():
-    for seed in range(5):
+    for seed in (0, 1, 2, 3, 62):  # in the last one S ends too close to singular for a proof, unless it is raised
         exceeds_nothing(seed)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from certify.bounds.sdp.program import Matrix, Program, Vector
 from certify.bounds.sdp.target import Multipliers, Target
@@ -205,15 +205,21 @@ class Relaxation:
         _, _, unit_low, unit_high = self._walls
         return float(y[-1] / inputs.radius**2), p, y[:-1] / (unit_low * unit_high), zero, zero
 
+    @cached_property
+    def bounding(self) -> Bool[np.ndarray, " constraints"]:
+        """Which of the program's constraints bound a variable: their multipliers make S definite."""
+        program, neurons = self.program, 3 * sum(map(len, self.target.unstable))
+        mask = np.zeros(len(program.inequality), bool)
+        mask[1:neurons:3] = True
+        mask[program.products :] = True
+        return mask
+
     def start(self) -> Vector:
         """Multipliers for which S is positive definite below the constant: those that bound variables are doubled."""
         program = self.program
-        m, neurons = program.products, 3 * sum(map(len, self.target.unstable))
         y = np.where(program.equal, 0.0, 0.1)
         y = np.concatenate([y, np.zeros(len(program.groups))])
-        bounding = np.zeros(len(y), bool)
-        bounding[1:neurons:3] = True
-        bounding[m:] = True
+        bounding = self.bounding
         for doubling in range(_DOUBLINGS):
             y[bounding] = size = 0.1 * 2.0**doubling
             S = program.cost - program.adjoint(y)

@@ -20,6 +20,8 @@ from certify.errors import InvalidInputError
 _FEW_INPUTS = 128
 # A pixel that is within its limits by more than this share of the radius at the dual's minimiser is left out.
 _INSIDE = 0.02
+# What is added to multipliers, relative to the largest one, until they prove a bound; the loss that is accepted.
+_RAISED, _LOST = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4), 1e-4
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,7 @@ def _stage(
     target = relaxation.target
     stopping = Stopping(settings.iterations, settings.tolerance, _beyond(settings.enough), settings.hopeless)
     found = interior_point(relaxation.program, relaxation.start(), relaxation.moments(), stopping, stop=stop)
-    multipliers = relaxation.multipliers(found.y)
-    bound = proved_bound(target, multipliers)
+    bound, multipliers = _judged(relaxation, found)
     moments = relaxation.offset_of(found.X[0, 1:] / found.X[0, 0])
     solution = Solution(
         max(bound, best.bound),
@@ -124,6 +125,20 @@ def _stage(
         best.iterations + found.iterations,
     )
     return solution, relaxation.offset_of(_minimiser(relaxation, found))
+
+
+def _judged(relaxation: Relaxation, found: Iterate) -> tuple[float, Multipliers]:
+    """What the multipliers prove; where S is too close to singular, those that bound variables are raised."""
+    best = -inf, relaxation.multipliers(found.y)
+    for share in _RAISED:
+        y = found.y + share * np.abs(found.y).max(initial=1.0) * relaxation.bounding
+        multipliers = relaxation.multipliers(y)
+        bound = proved_bound(relaxation.target, multipliers)
+        if bound > best[0]:
+            best = bound, multipliers
+        if bound > found.bound - _LOST * max(1.0, abs(found.bound)) - 100 * share:
+            break
+    return best
 
 
 def _beyond(enough: float) -> float:
