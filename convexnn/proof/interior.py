@@ -1,0 +1,262 @@
+"""A primal-dual interior point for the joint moment relaxation of training.
+
+    minimise  sum_i phi_i(f_i) + weight_decay sum_leaf theta   with  f = sum_leaf outputs(x_leaf) + bias,  A x_leaf in K
+
+Mehrotra's predictor and corrector with Nesterov-Todd scaling and one common step length (phi need not be quadratic).
+A step factorises each leaf on its own and couples leaves through one n x n system. Nothing here is trusted: the
+multipliers are hints for ``certificate``, which finds a valid bound from any of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from convexnn.losses import AbstractLoss, HingeLoss
+from convexnn.proof.cones import AbstractScaling
+from convexnn.proof.factor import LeafFactor, factorise
+from convexnn.proof.leaf import Cones, Leaf
+from convexnn.proof.terms import AbstractTerm, HingeTerm, Model, SmoothTerm
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """The leaves of both signs over one set of data."""
+
+    loss: AbstractLoss
+    weight_decay: float
+    output_bias: bool
+    leaves: tuple[Leaf, ...]
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """Point, slacks and multipliers of every leaf, the output bias, and the loss at the outputs."""
+
+    x: list[Array]
+    s: list[Cones]
+    lam: list[Cones]
+    bias: float
+    term: AbstractTerm
+    mu: float
+    residual: float  # of stationarity, relative to the weight decay
+
+    def dual_point(self) -> Float[Array, " n"]:
+        """v = -grad of the loss at the outputs."""
+        return -self.term.model(0.0, False).gradient
+
+
+def start(problem: Relaxation, theta: float) -> Iterate:
+    """Uniform moments, slacks pushed inside, multipliers on the central path of a guessed parameter."""
+    x = [leaf.start(theta) for leaf in problem.leaves]
+    f = sum(leaf.outputs(a) for leaf, a in zip(problem.leaves, x, strict=True))
+    hinge = isinstance(problem.loss, HingeLoss)
+    term: AbstractTerm = HingeTerm.begin(problem.loss, f) if hinge else SmoothTerm(problem.loss, f)
+    mu = problem.weight_decay * theta / (problem.leaves[0].d + 1)
+    s = [_inside(leaf, leaf.forward(a), theta) for leaf, a in zip(problem.leaves, x, strict=True)]
+    lam = [_inverse(leaf, part, mu) for leaf, part in zip(problem.leaves, s, strict=True)]
+    return Iterate(x, s, lam, 0.0, term, mu, np.inf)
+
+
+def _inside(leaf: Leaf, s: Cones, theta: float) -> Cones:
+    """Slacks moved into the interior of their cones by at least a small multiple of theta."""
+    del leaf
+    floor = 1e-3 * theta
+    rows, linear, cone, moments, lorentz, pairs = (part.copy() for part in s)
+    for part in (rows, linear, pairs):
+        np.maximum(part, floor, out=part)
+    for part in (cone, lorentz):
+        part[..., 0] = np.maximum(part[..., 0], 1.1 * np.linalg.norm(part[..., 1:], axis=-1) + floor)
+    lowest = np.linalg.eigvalsh(moments)[..., :1]
+    diagonal = np.arange(moments.shape[-1])
+    moments[..., diagonal, diagonal] += np.maximum(floor - lowest, 0.0)
+    return [rows, linear, cone, moments, lorentz, pairs]
+
+
+def _inverse(leaf: Leaf, s: Cones, mu: float) -> Cones:
+    """mu s^-1 in the algebra of each cone."""
+    del leaf
+    rows, linear, cone, moments, lorentz, pairs = s
+
+    def second_order(part: Array) -> Array:
+        out = -part
+        out[..., 0] = part[..., 0]
+        return mu * out / (part[..., :1] ** 2 - (part[..., 1:] ** 2).sum(-1, keepdims=True))
+
+    return [mu / rows, mu / linear, second_order(cone), mu * np.linalg.inv(moments), second_order(lorentz), mu / pairs]
+
+
+@dataclass(frozen=True)
+class _System:
+    """Everything that one iteration factorises once."""
+
+    factors: list[LeafFactor]
+    scalings: list[list[AbstractScaling]]
+    coupling: tuple[Array, bool]  # Cholesky factor of 1/curvature + sum of grams
+    curvature: Array
+    primal: list[Cones]  # A x - s
+    dual: list[Array]  # B'grad + weight decay - A'lam
+    gradient: Array
+
+
+def _prepare(problem: Relaxation, point: Iterate) -> _System:
+    leaves = problem.leaves
+    scalings = [leaf.scale_at(s, lam) for leaf, s, lam in zip(leaves, point.s, point.lam, strict=True)]
+    factors = [factorise(leaf, scaling) for leaf, scaling in zip(leaves, scalings, strict=True)]
+    model = point.term.model(0.0, False)
+    system = sum(factor.gram() for factor in factors) + np.diag(1 / model.curvature)
+    primal = [
+        [a - b for a, b in zip(leaf.forward(x), s, strict=True)]
+        for leaf, x, s in zip(leaves, point.x, point.s, strict=True)
+    ]
+    dual = [
+        leaf.outputs_adjoint(model.gradient) + _mass(leaf, problem.weight_decay) - leaf.adjoint(lam)
+        for leaf, lam in zip(leaves, point.lam, strict=True)
+    ]
+    return _System(
+        factors, scalings, cho_factor(system, lower=True), model.curvature, primal, dual, model.gradient
+    )
+
+
+def _mass(leaf: Leaf, weight_decay: float) -> Array:
+    out = np.zeros(leaf.size)
+    out[0] = weight_decay
+    return out
+
+
+@dataclass(frozen=True)
+class _Direction:
+    x: list[Array]
+    s: list[Cones]
+    lam: list[Cones]
+    scaled: list[list[tuple[Array, Array]]]  # W^-T ds and W dlam
+    bias: float
+    term: AbstractTerm
+
+
+def _direction(
+    problem: Relaxation, point: Iterate, system: _System, sigma_mu: float, previous: "_Direction | None"
+) -> _Direction:
+    leaves = problem.leaves
+    term = point.term if previous is None else previous.term  # the same point, with the predictor's direction
+    model = term.model(sigma_mu, previous is not None)
+    wanted = _targets(system, sigma_mu, previous)
+    right = [
+        leaf.adjoint(
+            [
+                scaling.unscale(q - scaling.primal(r))
+                for scaling, q, r in zip(scalings, wants, primal, strict=True)
+            ]
+        )
+        - dual
+        for leaf, scalings, wants, primal, dual in zip(
+            leaves, system.scalings, wanted, system.primal, system.dual, strict=True
+        )
+    ]
+    y, bias = _couple(problem, system, model, right)
+    x = [
+        factor.solve(r - leaf.outputs_adjoint(y))
+        for factor, leaf, r in zip(system.factors, leaves, right, strict=True)
+    ]
+    df = sum(leaf.outputs(a) for leaf, a in zip(leaves, x, strict=True)) + bias
+    ds = [
+        [a + b for a, b in zip(leaf.forward(dx), primal, strict=True)]
+        for leaf, dx, primal in zip(leaves, x, system.primal, strict=True)
+    ]
+    scaled = [
+        [(first := scaling.primal(a), q - first) for scaling, a, q in zip(scalings, part, wants, strict=True)]
+        for scalings, part, wants in zip(system.scalings, ds, wanted, strict=True)
+    ]
+    dlam = [
+        [scaling.unscale(pair[1]) for scaling, pair in zip(scalings, part, strict=True)]
+        for scalings, part in zip(system.scalings, scaled, strict=True)
+    ]
+    if isinstance(term, HingeTerm):
+        term = term.directed(df, sigma_mu, previous is not None)
+    return _Direction(x, ds, dlam, scaled, bias, term)
+
+
+def _targets(system: _System, sigma_mu: float, previous: "_Direction | None") -> list[list[Array]]:
+    """point \\ (sigma mu e - point o point - (the second-order term of the predictor))."""
+    out = []
+    for k, scalings in enumerate(system.scalings):
+        part = []
+        for c, scaling in enumerate(scalings):
+            right = sigma_mu * scaling.unit() - scaling.square()
+            if previous is not None:
+                right = right - scaling.product(*previous.scaled[k][c])
+            part.append(scaling.divide(right))
+        out.append(part)
+    return out
+
+
+def _couple(problem: Relaxation, system: _System, model: Model, right: list[Array]) -> tuple[Array, float]:
+    """The change y of the gradient and of the output bias."""
+    moved = sum(
+        leaf.outputs(factor.solve(r)) for leaf, factor, r in zip(problem.leaves, system.factors, right, strict=True)
+    )
+    first = cho_solve(system.coupling, moved + model.offset / model.curvature)
+    if not problem.output_bias:
+        return first, 0.0
+    ones = cho_solve(system.coupling, np.ones_like(first))
+    bias = -(model.gradient.sum() + first.sum()) / ones.sum()
+    return first + bias * ones, float(bias)
+
+
+def _longest(system: _System, direction: _Direction) -> float:
+    steps = [
+        min(scaling.step(pair[0]), scaling.step(pair[1]))
+        for scalings, part in zip(system.scalings, direction.scaled, strict=True)
+        for scaling, pair in zip(scalings, part, strict=True)
+        if pair[0].size
+    ]
+    term = direction.term.step() if isinstance(direction.term, HingeTerm) else np.inf
+    return min(*steps, term)
+
+
+def _complementarity(s: list[Cones], lam: list[Cones]) -> float:
+    return sum(float((a * b).sum()) for p, q in zip(s, lam, strict=True) for a, b in zip(p, q, strict=True))
+
+
+def _move(problem: Relaxation, point: Iterate, direction: _Direction, t: float) -> Iterate:
+    def along(old: list[Cones], new: list[Cones]) -> list[Cones]:
+        return [[a + t * b for a, b in zip(p, q, strict=True)] for p, q in zip(old, new, strict=True)]
+
+    x = [a + t * b for a, b in zip(point.x, direction.x, strict=True)]
+    s, lam = along(point.s, direction.s), along(point.lam, direction.lam)
+    bias = point.bias + t * direction.bias
+    f = sum(leaf.outputs(a) for leaf, a in zip(problem.leaves, x, strict=True)) + bias
+    return Iterate(x, s, lam, bias, direction.term.move(t, f), point.mu, point.residual)
+
+
+def iterates(problem: Relaxation, theta: float, max_steps: int = 60) -> Iterator[Iterate]:
+    """The points of the path, best last; ends where rounding stops it."""
+    point = start(problem, theta)
+    degree = sum(k.degree for k in _all_scalings(problem, point)) + point.term.degree
+    for _ in range(max_steps):
+        try:
+            system = _prepare(problem, point)
+            mu = (_complementarity(point.s, point.lam) + point.term.complementarity()) / degree
+            predictor = _direction(problem, point, system, 0.0, None)
+            reach = min(1.0, _longest(system, predictor))
+            ahead = _move(problem, point, predictor, reach)
+            left = (_complementarity(ahead.s, ahead.lam) + ahead.term.complementarity()) / degree
+            sigma = min(1.0, max(left / mu, 0.0)) ** 3
+            direction = _direction(problem, point, system, sigma * mu, predictor)
+            t = min(1.0, 0.98 * _longest(system, direction))
+            point = _move(problem, point, direction, t)
+        except (LinAlgError, np.linalg.LinAlgError, ValueError):
+            return
+        residual = max(float(np.abs(part).max()) for part in system.dual) / problem.weight_decay
+        mu = (_complementarity(point.s, point.lam) + point.term.complementarity()) / degree
+        point = replace(point, mu=mu * degree, residual=residual)
+        yield point
+        if t < 1e-4:
+            return
+
+
+def _all_scalings(problem: Relaxation, point: Iterate) -> list[AbstractScaling]:
+    return [k for leaf, s, lam in zip(problem.leaves, point.s, point.lam, strict=True) for k in leaf.scale_at(s, lam)]
