@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
+_PIVOT = 1e-7  # least eigenvalue of a group's form in s, relative to its largest pivot
+
 
 @dataclass(frozen=True)
 class Region:
@@ -78,6 +80,18 @@ class Multipliers:
         )
 
 
+    def settled(self) -> "Multipliers":
+        """Admissible, with the pivots raised until the form in s of every group is safely negative definite."""
+        fit = self.admissible()
+        off = (fit.both + fit.mixed + np.swapaxes(fit.mixed, 1, 2) + fit.neither) / 2
+        S = fit.pivot[:, :, None] * np.eye(fit.pivot.shape[-1]) - off
+        if not len(S):
+            return fit
+        lowest = np.linalg.eigvalsh(S)[:, :1]
+        floor = _PIVOT * (np.abs(fit.pivot).max(1, keepdims=True) + 1e-300)
+        return replace(fit, pivot=fit.pivot + np.where(lowest < floor, 2 * floor - lowest, 0.0))
+
+
 def _in_cone(x: Float[Array, "*b k"]) -> Float[Array, "*b k"]:
     """The head raised to the length of the rest."""
     out = x.copy()
@@ -101,7 +115,7 @@ def scalar_quadratics(region: Region, w: Float[Array, " n"], parameters: Multipl
 
 def quadratic(region: Region, w: Float[Array, " n"], parameters: Multipliers) -> Float[Array, "k k"]:
     """The symmetric Q with (1, u)'Q(1, u) >= w's on the region (k = d + 1), groups included."""
-    parameters = parameters.admissible()
+    parameters = parameters.settled()
     alone = region.unlifted()
     alpha, beta, gamma = np.where(alone, scalar_quadratics(region, w, parameters), 0.0)
     Q = np.zeros((region.rows.shape[1] + 1,) * 2)
@@ -145,27 +159,21 @@ def group_form(region: Region, w: Float[Array, " n"], parameters: Multipliers, j
 
 
 def group_quadratic(region: Region, w: Float[Array, " n"], parameters: Multipliers, j: int) -> Float[Array, "k k"]:
-    """F + B S^-1 B' with the pivots raised until S is positive definite."""
+    """F + B S^-1 B' of settled multipliers."""
     form = group_form(region, w, parameters, j)
-    lowest = float(np.linalg.eigvalsh(form.S)[0])
-    scale = float(np.abs(np.diagonal(form.S)).max()) + 1e-300
-    lift = max(0.0, 1e-7 * scale - lowest)
-    if lift > 0:
-        raised = parameters.pivot.copy()
-        raised[j] += lift
-        form = group_form(region, w, replace(parameters, pivot=raised), j)
     return form.F + form.B @ np.linalg.solve(form.S, form.B.T)
 
 
-def sphere_maximum(Q: Float[Array, "k k"], steps: int = 100) -> tuple[float, float]:
+def sphere_maximum(Q: Float[Array, "k k"], least: float = -np.inf, steps: int = 100) -> tuple[float, float]:
     """max over |u| = 1 of (1, u)'Q(1, u), and the multiplier delta of the sphere that proves it.
 
+    delta is at least ``least``; zero makes it a bound over the ball.
     min over delta > lambda_max(A) of Q00 + delta + b'(delta I - A)^-1 b, A the block of u and b = Q[0, 1:].
     """
     values, vectors = np.linalg.eigh(Q[1:, 1:])
     b = (vectors.T @ Q[1:, 0]) ** 2
     spread = max(float(np.sqrt(b.sum())), 1e-300)
-    low, high = values[-1], values[-1] + spread
+    low, high = max(values[-1], least), max(values[-1], least) + spread
 
     def slope(delta: float) -> float:
         return 1.0 - float((b / np.maximum(delta - values, 1e-300) ** 2).sum())
@@ -173,7 +181,7 @@ def sphere_maximum(Q: Float[Array, "k k"], steps: int = 100) -> tuple[float, flo
     for _ in range(steps):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    delta = max(high, values[-1] + 1e-12 * (abs(values[-1]) + spread))
+    delta = max(high, least, values[-1] + 1e-12 * (abs(values[-1]) + spread))
     return float(Q[0, 0] + delta + (b / (delta - values)).sum()), float(delta)
 
 

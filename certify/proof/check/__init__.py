@@ -14,7 +14,7 @@ from certify.proof.artefact import FORMAT, VERSION, ProofError, RejectedError, U
 
 # Every kind of proof is a module with `read_claim(json) -> Claim`, whose `digest` is the SHA-256 of the claim, and
 # `check(claim, proof, **given) -> tuple of sentences`, which raises `RejectedError`.
-KINDS = {"margins": "certify.proof.check.margins"}
+KINDS = {"margins": "certify.proof.check.margins", "training": "certify.proof.check.training"}
 
 
 @dataclass(frozen=True)

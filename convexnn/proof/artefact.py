@@ -1,0 +1,216 @@
+"""Writes a proved bound as a file that ``certify check`` accepts or rejects in exact arithmetic.
+
+The only module here that imports ``certify``: its proof format and its checker, which judges the file before it is
+handed out. Rounding is paid for by scaling the dual point down a little: by the least power of ten that is accepted.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from certify.proof.artefact import Dyadic, RejectedError
+from certify.proof.check import training as checker
+from certify.proof.check.losses import dual_value
+from certify.proof.check.spheres import RADIUS_BITS, Rows, scaled_rows
+from certify.proof.writing import as_json, document, exact, save
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from convexnn.errors import SolverError
+from convexnn.neurons import Neurons
+from convexnn.problem import Problem
+from convexnn.proof.bound import ProvedBound, RegionProof, scaled_by
+from convexnn.proof.certificate import quadratic, sphere_maximum
+
+_SHRINKAGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+_BITS = 60  # of the multipliers below the weight decay
+
+
+@dataclass(frozen=True)
+class WrittenProof:
+    """A document that the exact checker has accepted, and the numbers it claims."""
+
+    document: dict[str, Any]
+    bound: float
+    objective: float | None
+    facts: tuple[str, ...]
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write it, packed unless the name ends in .json; returns the number of bytes."""
+        return save(self.document, path)
+
+
+def written(
+    problem: Problem, proof: ProvedBound, neurons: Neurons | None, basis: Float[Array, "d r"] | None = None
+) -> WrittenProof:
+    """The proof for the problem in the user's columns; ``basis`` spans the columns that the proof was found in.
+
+    Raises SolverError where no shrinkage up to 1e-3 makes up for rounding.
+    """
+    data = data_of(problem)
+    rows = scaled_rows(data.X)
+    reason = ""
+    for shrinkage in _SHRINKAGES:
+        try:
+            return _attempt(data, rows, proof, neurons, basis, shrinkage)
+        except RejectedError as error:
+            reason = str(error)
+    raise SolverError(f"the bound {proof.value:.9g} could not be proved in exact arithmetic: {reason}")
+
+
+def data_of(problem: Problem) -> checker.Data:
+    """The problem as the checker reads it; equal weights are exactly 1/n."""
+    weights = problem.loss.weights.cpu().numpy()
+    equal = bool((weights == weights[0]).all())
+    return checker.Data(
+        exact(problem.X.cpu().numpy()),
+        exact(problem.loss.targets.cpu().numpy()[:, 0]),
+        None if equal else exact(weights),
+        problem.loss.name,
+        exact(problem.weight_decay),
+        problem.output_bias,
+    )
+
+
+def _attempt(
+    data: checker.Data,
+    rows: Rows,
+    proof: ProvedBound,
+    neurons: Neurons | None,
+    basis: Float[Array, "d r"] | None,
+    shrinkage: float,
+) -> WrittenProof:
+    decay = data.weight_decay.values / (1 << data.weight_decay.scale)
+    scale = max(_BITS - math.frexp(decay)[1], 0)
+    v = _balanced(_whole(proof.v * (1 - shrinkage), scale), data)
+    signs = [
+        _sign(rows, (v, scale), sign, [scaled_by(p, 1 - shrinkage) for p in proof.regions if p.sign == sign], decay, basis)
+        for sign in (1, -1)
+    ]
+    dual = Dyadic(v, scale)
+    value = dual_value(data.loss, checker.fractions(dual), checker.fractions(data.targets), data.shares)
+    bound = Dyadic(math.floor(value * (1 << _BITS)), _BITS)
+    network = None if neurons is None else _network(neurons)
+    objective = None
+    if network is not None:
+        objective = Dyadic(math.ceil(checker.objective_above(data, network) * (1 << _BITS)), _BITS)
+    claim = _claim(data, bound, network, objective)
+    body = {"v": as_json(dual), "signs": signs}
+    facts = checker.check(checker.read_claim(claim), body)
+    whole = document("training", claim, checker.read_claim(claim).digest, body)
+    return WrittenProof(whole, _float(bound), None if objective is None else _float(objective), facts)
+
+
+def _float(number: Dyadic) -> float:
+    return float(Fraction(number.values, 1 << number.scale))
+
+
+def _network(neurons: Neurons) -> checker.Network:
+    a, bias = neurons.A.cpu().numpy()[:, 0], neurons.bias.cpu().numpy()
+    return checker.Network(exact(neurons.W.cpu().numpy()), exact(a), exact(bias[0]))
+
+
+def _claim(
+    data: checker.Data, bound: Dyadic, network: checker.Network | None, objective: Dyadic | None
+) -> dict[str, Any]:
+    return {
+        "data": {
+            "X": as_json(data.X),
+            "targets": as_json(data.targets),
+            "weights": as_json(data.weights),
+            "loss": data.loss,
+            "weight_decay": as_json(data.weight_decay),
+            "output_bias": int(data.output_bias),
+        },
+        "bound": as_json(bound),
+        "network": None if network is None else {"W": as_json(network.W), "a": as_json(network.a), "bias": as_json(network.bias)},
+        "objective": as_json(objective),
+    }
+
+
+def _whole(values: Array, scale: int) -> list[int]:
+    """Rounded towards zero to integers at a scale."""
+    return [math.trunc(Fraction(float(v)) * (1 << scale)) for v in values.ravel()]
+
+
+def _balanced(v: list[int], data: checker.Data) -> list[int]:
+    """v with sum zero where an output bias is trained, each entry changed by a few units at most."""
+    rest = sum(v) if data.output_bias else 0
+    inner = [i for i, a in enumerate(v) if abs(a) > 1 << 20] or list(range(len(v)))
+    whole, extra = divmod(abs(rest), len(inner))
+    step = -1 if rest > 0 else 1
+    out = list(v)
+    for k, i in enumerate(inner):
+        out[i] += step * (whole + (k < extra))
+    return out
+
+
+def _sign(
+    rows: Rows, dual: tuple[list[int], int], sign: int, proofs: Sequence[RegionProof], decay: float, basis: Array | None
+) -> dict[str, Any]:
+    assert len(proofs) == 1
+    return {"order": [-1], "splits": [], "leaves": [_leaf(rows, dual, proofs[0], decay, basis)]}
+
+
+def _leaf(rows: Rows, dual: tuple[list[int], int], proof: RegionProof, decay: float, basis: Array | None) -> dict[str, Any]:
+    v, scale = dual
+    proof = replace(proof, multipliers=proof.multipliers.settled())
+    region, fit = proof.region, proof.multipliers
+    norms = np.array(rows.radii) / (1 << RADIUS_BITS)  # of the scaled rows: what unit rows were divided by
+    w = proof.sign * np.ldexp(np.array([a / (1 << scale) for a in v]), np.array(rows.exponents)) * norms
+    bound, delta = sphere_maximum(quadratic(region, w, fit), 0.0 if basis is not None else -np.inf)
+    alone = np.flatnonzero(region.unlifted())
+    spare = max(decay - bound, 0.0)
+    ranges = ([-r for r in rows.radii], list(rows.radii))
+    return {
+        "scale": scale,
+        "tilts": [],
+        "singles": [_single(i, v, rows, proof, ranges, scale) for i in alone.tolist()],
+        "slabs": [],
+        "groups": [_group(proof, j, norms[region.groups[j]], scale, basis) for j in range(len(region.groups))],
+        "delta": math.trunc((delta + 0.25 * spare) * 2.0**scale),
+    }
+
+
+def _single(
+    i: int, v: list[int], rows: Rows, proof: RegionProof, ranges: tuple[list[int], list[int]], scale: int
+) -> list[int]:
+    """The two parameters of a sample alone, within what it has to give."""
+    fit = proof.multipliers  # settled
+    low, high = ranges[0][i], ranges[1][i]
+    w = int(proof.sign) * Fraction(v[i]) * Fraction(2) ** rows.exponents[i]  # at the scale
+    if low >= 0 or high <= 0 or w == 0:
+        return [0, 0]
+    norm = Fraction(rows.radii[i], 1 << RADIUS_BITS)
+    if w > 0:
+        return [max(1, math.floor(w / (4 * norm * Fraction(float(fit.bend[i]))))), 0]
+    curve, slope = Fraction(float(fit.curve[i])), Fraction(float(fit.slope[i]))
+    first = math.floor(-w * curve / Fraction(high - low, 1 << RADIUS_BITS))
+    rest = math.floor(-w - first * Fraction(high - low, 1 << RADIUS_BITS))
+    return [first, max(0, min(rest, math.floor(-w * slope)))]
+
+
+def _group(proof: RegionProof, j: int, norms: Float[Array, " m"], scale: int, basis: Array | None) -> dict[str, Any]:
+    """Multipliers of a group, from unit rows to the scaled ones."""
+    fit = proof.multipliers
+    i, k = np.tril_indices(len(norms), -1)
+    pairs = np.stack([fit.both[j][i, k], fit.mixed[j][i, k], fit.mixed[j][k, i], fit.neither[j][i, k]], -1)
+    pairs = pairs / (norms[i] * norms[k])[:, None]
+    return {
+        "indices": [int(a) for a in proof.region.groups[j]],
+        "first": [_cone(row, scale, basis) for row in fit.first[j] / norms[:, None]],
+        "second": [_cone(row, scale, basis) for row in fit.second[j] / norms[:, None]],
+        "pairs": [_whole(row, scale) for row in pairs],
+        "pivot": _whole(fit.pivot[j] / norms**2, scale),
+    }
+
+
+def _cone(row: Float[Array, " k"], scale: int, basis: Array | None) -> list[int]:
+    """(l, e) with l >= |e| in integers, e in the user's columns."""
+    e = _whole(row[1:] if basis is None else basis @ row[1:], scale)
+    length = math.isqrt(sum(a * a for a in e)) + 1
+    return [max(_whole(row[:1], scale)[0], length), *e]
