@@ -5,9 +5,10 @@ from typing import Any
 
 _PUBLIC = {
     "train": "convexnn.training",
-    "optimality_gap": "convexnn.training",
+    "optimality_gap": "convexnn.gap",
     "TrainingResult": "convexnn.result",
     "OptimalityGap": "convexnn.result",
+    "ProofReport": "convexnn.result",
     "Status": "convexnn.result",
     "TraceEntry": "convexnn.result",
     "ConvexReLUClassifier": "convexnn.estimators",
@@ -19,6 +20,7 @@ __all__ = [
     "ConvexReLUClassifier",
     "ConvexReLURegressor",
     "OptimalityGap",
+    "ProofReport",
     "Status",
     "TraceEntry",
     "TrainingResult",

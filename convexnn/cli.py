@@ -214,8 +214,8 @@ def _report(fitted: Fitted, network_file: Path) -> dict[str, Any]:
 
 def run_gap(options: argparse.Namespace) -> None:
     """``convexnn gap``."""
+    from convexnn.gap import optimality_gap
     from convexnn.saving import Standardisation, load_network
-    from convexnn.training import optimality_gap
 
     network, about = load_network(options.network)
     table = _read(options, about["target"])

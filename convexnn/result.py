@@ -32,12 +32,30 @@ class TraceEntry:
 
 
 @dataclass(frozen=True)
+class ProofReport:
+    """A bound that the exact checker accepted, as ``certify check`` will."""
+
+    objective: float  # of the network in balanced form, rounded up from exact arithmetic
+    bound: float  # rounded down from exact arithmetic
+    facts: tuple[str, ...]  # what the checker says
+    stages: tuple[tuple[str, float, float], ...]  # name, seconds since the search began, best bound
+    interrupted: bool  # by Ctrl-C: the best bound until then
+    file: str | None  # where the proof was written
+
+    @property
+    def gap(self) -> float:
+        """Relative, as proved."""
+        return relative_gap(self.objective, self.bound)
+
+
+@dataclass(frozen=True)
 class OptimalityGap:
     """How far a network can still be from the best two-layer ReLU network of any width.
 
     ``bound_kind`` says what the lower bound is worth. ``"local-search"``: the largest correlation
     of the dual point with a neuron was searched by local ascent from many starts; this is
-    evidence, not proof. A gap built on such a bound can be wrong when the search missed a neuron.
+    evidence, not proof. A gap built on such a bound can be wrong when the search missed a neuron. ``"proved"``: the
+    exact checker accepted a proof of it; ``local_search_bound`` is then the evidence beside it, which is often higher.
     """
 
     objective: float  # J of the network in balanced form
@@ -47,13 +65,19 @@ class OptimalityGap:
     gap: float  # relative, see relative_gap
     n_neurons: int
     seconds: float
+    local_search_bound: float | None = None
+    proof: ProofReport | None = None
 
     def __str__(self) -> str:
-        return (
+        lines = (
             f"objective {self.objective:.8g}\n"
             f"bound     {self.bound:.8g} ({self.bound_kind})\n"
             f"gap       {self.gap:.2e} (relative)"
         )
+        if self.local_search_bound is None:
+            return lines
+        evidence = relative_gap(self.objective, self.local_search_bound)
+        return lines + f"\nevidence  {self.local_search_bound:.8g} (local-search, gap {evidence:.2e})"
 
 
 @dataclass(frozen=True)
@@ -96,7 +120,7 @@ class TrainingResult:
     network: torch.nn.Sequential  # Linear(d, k), ReLU, Linear(k, K)
     objective: float  # J, recomputed from the network's weights
     bound: float  # lower bound on J over the networks that bound_kind names
-    bound_kind: str  # "local-search", "all-patterns": any width; "sampled-program": this program
+    bound_kind: str  # "proved", "local-search", "all-patterns": any width; "sampled-program": this program
     gap: float  # relative, see relative_gap
     status: Status
     n_neurons: int
@@ -107,6 +131,7 @@ class TrainingResult:
     weight_decay: float
     trace: tuple[TraceEntry, ...] = field(repr=False, default=())
     program: ProgramReport | None = None  # of the methods that fix activation patterns
+    proof: ProofReport | None = None  # where bound_kind is "proved"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the network, as plain Python values (for JSON)."""

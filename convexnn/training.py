@@ -1,5 +1,6 @@
-"""Training and the optimality gap: what users call."""
+"""Training: what users call."""
 
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,17 +14,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from convexnn.data import positive, read_loss, read_matrix, resolve_device
-from convexnn.duality import judge
 from convexnn.errors import InvalidInputError, ScalingWarning
 from convexnn.network import from_torch, layers_of, penalty, to_torch
 from convexnn.neurons import Neurons
-from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem, Reduction, reduce_to_rank
+from convexnn.proof.report import check_provable
+from convexnn.proof.report import prove as prove_bound
 from convexnn.restricted import METHODS as RESTRICTED
 from convexnn.restricted import RestrictedAnswer, Restriction, solve_restricted
-from convexnn.result import OptimalityGap, Status, TraceEntry, TrainingResult, relative_gap
+from convexnn.result import Status, TraceEntry, TrainingResult, relative_gap
 from convexnn.solvers.loop import Answer, Limits, solve
-from convexnn.solvers.sliding import SlidingFrankWolfe, confirmation_effort
+from convexnn.solvers.sliding import SlidingFrankWolfe
 from convexnn.threads import threads_for
 
 METHODS = ("global", *RESTRICTED)
@@ -31,7 +32,7 @@ _WIDE_SCALES = 1e7  # beyond it a small column has no digits left in single prec
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """A problem in the user's columns and its reduction to the rank of the data."""
 
     full: Problem
@@ -66,6 +67,9 @@ def train(
     dtype: torch.dtype = torch.float64,
     random_state: int | np.integer | np.random.Generator | np.random.RandomState | None = None,
     progress: bool = False,
+    prove: str | None = None,
+    proof_seconds: float | None = 60.0,
+    proof_file: str | os.PathLike[str] | None = None,
 ) -> TrainingResult:
     """Train a two-layer ReLU network by convex optimisation, and say how far from the optimum it can be.
 
@@ -114,12 +118,15 @@ def train(
         Seed; the same seed gives the same network on the same machine.
     progress:
         Show a progress bar.
+    prove, proof_seconds, proof_file:
+        ``"fast"`` or ``"tree"``: after training, prove a lower bound on the objective of every network, as
+        ``proof``, ``timeout`` and ``out`` of :func:`optimality_gap` do; ``bound`` and ``gap`` are then the proved ones.
 
     Returns
     -------
     TrainingResult
-        ``network`` (float64, on the CPU), ``objective``, ``bound`` with ``bound_kind`` ("local-search":
-        evidence, not proof; "sampled-program": for this program only; "all-patterns": every pattern was
+        ``network`` (float64, on the CPU), ``objective``, ``bound`` with ``bound_kind`` ("proved": see ``prove``;
+        "local-search": evidence, not proof; "sampled-program": for this program only; "all-patterns": every pattern was
         listed), ``gap``, ``status``, ``n_neurons``, ``seconds``, ``trace``, ``program``.
 
     Raises
@@ -140,117 +147,53 @@ def train(
         raise InvalidInputError('method="global" works on all patterns already: leave refine=False.')
     device = resolve_device(device)
     data = read_matrix(X)
-    task = _task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)
+    task = read_task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)
+    if prove is not None:
+        check_provable(task.reduced, prove)
     start = None if warm_start is None else _warm_start(task, warm_start)
-    limits = _limits(tol, max_seconds, max_rounds)
-    seed = _seed(random_state)
+    limits = limits_of(tol, max_seconds, max_rounds)
+    seed = seed_of(random_state)
     with torch.no_grad(), threads_for(task.reduced), _progress_bar(progress, limits) as report:
         if method == "global":
             answer = solve(
                 task.reduced, SlidingFrankWolfe(), start=start, limits=limits, seed=seed, dtype=dtype, report=report
             )
-            return _result(task, data, answer, (method, loss), started)
+            return _proved(_result(task, data, answer, (method, loss), started), task, prove, proof_seconds, proof_file)
         how = Restriction(method, n_patterns, refine, dtype)
         found = solve_restricted(task.reduced, how, start=start, limits=limits, seed=seed, report=report)
-    return _restricted_result(_result(task, data, found.answer, (method, loss), started), found, task)
+    result = _restricted_result(_result(task, data, found.answer, (method, loss), started), found, task)
+    return _proved(result, task, prove, proof_seconds, proof_file)
 
 
-def _restricted_result(result: TrainingResult, found: RestrictedAnswer, task: _Task) -> TrainingResult:
+def _proved(
+    result: TrainingResult, task: Task, how: str | None, seconds: float | None, file: str | os.PathLike[str] | None
+) -> TrainingResult:
+    """The result with a proved bound in place of the evidence, where one was asked for."""
+    if how is None:
+        return result
+    given = from_torch(result.network)
+    report = prove_bound(
+        (task.full, task.reduced),
+        task.reduction,
+        (given, task.reduction.restrict(given.to(task.reduced.X.device))),
+        how=how,
+        timeout=None if seconds is None else positive(seconds, "proof_seconds"),
+        tol=1e-4,
+        out=file,
+    )
+    return replace(
+        result,
+        bound=report.bound,
+        bound_kind="proved",
+        gap=relative_gap(report.objective, report.bound, task.full.floor()),
+        seconds=result.seconds + (report.stages[-1][1] if report.stages else 0.0),
+        proof=report,
+    )
+
+
+def _restricted_result(result: TrainingResult, found: RestrictedAnswer, task: Task) -> TrainingResult:
     gap = relative_gap(result.objective, found.answer.bound, task.full.floor())
     return replace(result, bound_kind=found.bound_kind, gap=gap, program=found.report)
-
-
-def optimality_gap(
-    network: nn.Module,
-    X: Any,
-    y: Any,
-    *,
-    weight_decay: float,
-    loss: str = "squared",
-    sample_weight: Any = None,
-    tol: float = 1e-4,
-    max_seconds: float | None = None,
-    device: str | torch.device = "cpu",
-    random_state: int | np.integer | np.random.Generator | np.random.RandomState | None = None,
-) -> OptimalityGap:
-    """How far a trained network is from the best two-layer ReLU network of any width.
-
-    Takes any torch network of the form Linear, ReLU, Linear, whoever trained it. Each neuron is
-    first rescaled to its balanced form, which leaves the function as it is and lowers the penalty;
-    ``objective`` is J after that, ``objective_as_given`` before. The bound is the better of the one
-    at the network's own residual and the one that the global method finds within ``max_seconds``.
-
-    Parameters
-    ----------
-    network:
-        torch module computing Linear, ReLU, Linear.
-    X, y, weight_decay, loss, sample_weight, device, random_state:
-        The training problem, as for :func:`train`. Biases are taken from the network: a first-layer
-        bias is penalised, an output bias is free.
-    tol:
-        Relative gap at which the search for a better bound stops.
-    max_seconds:
-        Limit of that search; None: until the bound is within ``tol`` of the best network found.
-
-    Returns
-    -------
-    OptimalityGap
-        ``bound_kind`` is "local-search": evidence, not proof.
-
-    Raises
-    ------
-    UnsupportedNetworkError
-        The module is not of that form, or does not take X or give outputs like y.
-    InvalidInputError, InvalidTypeError, DeviceError
-        As for :func:`train`.
-    """
-    started = time.perf_counter()
-    device = resolve_device(device)
-    first, last = layers_of(network)
-    data = read_matrix(X)
-    biases = (first.bias is not None, last.bias is not None)
-    task = _task(data, y, loss, weight_decay, biases, sample_weight, device)
-    given = from_torch(network).to(device)
-    _check_fits(given, task.full)
-    as_given = task.full.objective(given)
-    balanced = given.balanced()
-    objective = task.full.objective(balanced)
-    limits = _limits(tol, max_seconds, 200)
-    with torch.no_grad(), threads_for(task.reduced):
-        bound = _best_bound(task, balanced, objective, limits, _seed(random_state))
-    seconds = time.perf_counter() - started
-    return OptimalityGap(
-        objective=objective,
-        objective_as_given=as_given,
-        bound=bound,
-        bound_kind="local-search",
-        gap=relative_gap(objective, bound, task.full.floor()),
-        n_neurons=len(balanced),
-        seconds=seconds,
-    )
-
-
-def _best_bound(task: _Task, neurons: Neurons, objective: float, limits: Limits, seed: int) -> float:
-    problem = task.reduced
-    restricted = task.reduction.restrict(neurons)
-    bias = problem.loss.optimal_bias(restricted(problem.X)) if problem.output_bias else 0.0
-    V = problem.dual_point(restricted(problem.X) + bias)
-    generator = torch.Generator().manual_seed(seed)
-    own = judge(
-        problem,
-        V,
-        restricted,
-        effort=confirmation_effort(problem),
-        generator=generator,
-        pairs=ColumnPairs.fit(problem.X),
-    )
-    if relative_gap(objective, own.dual.bound, problem.floor()) <= limits.tol:
-        return own.dual.bound
-    answer = solve(problem, SlidingFrankWolfe(), start=None, limits=limits, seed=seed)
-    # A bound above a network that exists is wrong: the search missed a neuron.
-    best = min(objective, answer.objective)
-    bounds = (own.dual.bound, answer.bound)
-    return max((bound for bound in bounds if bound <= best), default=min(bounds))
 
 
 def _check_method(method: str, dtype: torch.dtype) -> None:
@@ -260,7 +203,7 @@ def _check_method(method: str, dtype: torch.dtype) -> None:
         raise InvalidInputError(f"dtype={dtype} is not supported; pass torch.float64 or torch.float32.")
 
 
-def _task(
+def read_task(
     data: Tensor,
     y: Any,
     loss: str,
@@ -268,14 +211,15 @@ def _task(
     biases: tuple[bool, bool],
     sample_weight: Any,
     device: torch.device,
-) -> _Task:
+) -> Task:
+    """The user's problem, and its reduction to the rank of the data; ``biases``: hidden layer and output."""
     hidden_bias, output_bias = biases
     read = read_loss(loss, y, len(data), sample_weight)
     X = torch.cat([data, torch.ones_like(data[:, :1])], 1) if hidden_bias else data
     _check_scales(X)
     full = Problem(X, read, positive(weight_decay, "weight_decay"), output_bias).to(device)
     reduced, reduction = reduce_to_rank(full)
-    return _Task(full, reduced, reduction, hidden_bias)
+    return Task(full, reduced, reduction, hidden_bias)
 
 
 def _check_scales(X: Tensor) -> None:
@@ -291,7 +235,7 @@ def _check_scales(X: Tensor) -> None:
         )
 
 
-def _warm_start(task: _Task, network: nn.Module) -> Neurons:
+def _warm_start(task: Task, network: nn.Module) -> Neurons:
     first, last = layers_of(network)
     neurons = from_torch(network).to(task.full.X.device)
     if task.hidden_bias and first.bias is None:
@@ -300,11 +244,12 @@ def _warm_start(task: _Task, network: nn.Module) -> Neurons:
         raise InvalidInputError("warm_start has a first-layer bias, but hidden_bias=False; pass hidden_bias=True.")
     if not task.full.output_bias and last.bias is not None:
         raise InvalidInputError("warm_start has an output bias, but output_bias=False; pass output_bias=True.")
-    _check_fits(neurons, task.full)
+    check_fits(neurons, task.full)
     return task.reduction.restrict(neurons)
 
 
-def _check_fits(neurons: Neurons, problem: Problem) -> None:
+def check_fits(neurons: Neurons, problem: Problem) -> None:
+    """Raise where a network does not take these columns, or has weights that are not finite."""
     given = (neurons.W.shape[1], neurons.n_outputs)
     expected = (problem.n_inputs, problem.loss.n_outputs)
     if given != expected:
@@ -316,14 +261,16 @@ def _check_fits(neurons: Neurons, problem: Problem) -> None:
         raise InvalidInputError("the network has weights that are NaN or infinite; train it again or drop them.")
 
 
-def _limits(tol: float, max_seconds: float | None, max_rounds: int) -> Limits:
+def limits_of(tol: float, max_seconds: float | None, max_rounds: int) -> Limits:
+    """The user's limits, checked."""
     seconds = float("inf") if max_seconds is None else positive(max_seconds, "max_seconds")
     if not isinstance(max_rounds, (int, np.integer)) or max_rounds < 1:
         raise InvalidInputError(f"max_rounds={max_rounds!r}; an integer of at least 1 is expected.")
     return Limits(positive(tol, "tol", zero=True), seconds, int(max_rounds))
 
 
-def _seed(random_state: Any) -> int:
+def seed_of(random_state: Any) -> int:
+    """A seed from whatever names a random state."""
     if random_state is None:
         return int(np.random.default_rng().integers(2**31))
     if isinstance(random_state, np.random.RandomState):
@@ -352,7 +299,7 @@ def _progress_bar(show: bool, limits: Limits) -> Iterator[Any]:
         yield report
 
 
-def _result(task: _Task, data: Tensor, answer: Answer, names: tuple[str, str], started: float) -> TrainingResult:
+def _result(task: Task, data: Tensor, answer: Answer, names: tuple[str, str], started: float) -> TrainingResult:
     neurons = task.reduction.lift(answer.neurons).to(torch.device("cpu"))
     network = to_torch(neurons, hidden_bias=task.hidden_bias, output_bias=task.full.output_bias)
     on_cpu = replace(task, full=task.full.to(torch.device("cpu")))

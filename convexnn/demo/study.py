@@ -12,11 +12,12 @@ import certify
 from convexnn.demo.cases import Case
 from convexnn.demo.rival import AdamRun, train_adam
 from convexnn.errors import MissingDependencyError
+from convexnn.gap import optimality_gap
 from convexnn.network import layers_of
 from convexnn.onnx import to_onnx
 from convexnn.result import OptimalityGap, TrainingResult, relative_gap
 from convexnn.saving import save_network
-from convexnn.training import optimality_gap, train
+from convexnn.training import train
 
 Say = Callable[[str], None]
 

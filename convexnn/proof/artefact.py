@@ -12,19 +12,21 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+
 from certify.proof.artefact import Dyadic, RejectedError
 from certify.proof.check import training as checker
 from certify.proof.check.losses import dual_value
 from certify.proof.check.spheres import RADIUS_BITS, Rows, scaled_rows
 from certify.proof.writing import as_json, document, exact, save
-from jaxtyping import Float
-from numpy import ndarray as Array
-
 from convexnn.errors import SolverError
 from convexnn.neurons import Neurons
 from convexnn.problem import Problem
 from convexnn.proof.bound import ProvedBound, RegionProof, scaled_by
 from convexnn.proof.certificate import quadratic, sphere_maximum
+from convexnn.proof.simplicial import covering
+
+Array = np.ndarray
 
 _SHRINKAGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 _BITS = 60  # of the multipliers below the weight decay
@@ -76,6 +78,25 @@ def data_of(problem: Problem) -> checker.Data:
     )
 
 
+def written_cones(
+    problem: Problem, v: Float[Array, " n"], neurons: Neurons | None, deadline: float
+) -> WrittenProof | None:
+    """The proof of a given dual point by simplicial cones; None where the search ran out of time or cones."""
+    data = data_of(problem)
+    decay, scale = _scale(data)
+    dual = Dyadic(_balanced(_whole(v * (1 - 1e-9), scale), data), scale)
+    signs = []
+    for sign in (1, -1):
+        cones = covering(data.X, dual, sign, decay, deadline=deadline)
+        if cones is None:
+            return None
+        signs.append({"cones": cones})
+    try:
+        return _finished(data, dual, signs, neurons)
+    except RejectedError:
+        return None
+
+
 def _attempt(
     data: checker.Data,
     rows: Rows,
@@ -84,14 +105,21 @@ def _attempt(
     basis: Float[Array, "d r"] | None,
     shrinkage: float,
 ) -> WrittenProof:
-    decay = data.weight_decay.values / (1 << data.weight_decay.scale)
-    scale = max(_BITS - math.frexp(decay)[1], 0)
-    v = _balanced(_whole(proof.v * (1 - shrinkage), scale), data)
-    signs = [
-        _sign(rows, (v, scale), sign, [scaled_by(p, 1 - shrinkage) for p in proof.regions if p.sign == sign], decay, basis)
-        for sign in (1, -1)
-    ]
-    dual = Dyadic(v, scale)
+    decay, scale = _scale(data)
+    dual = Dyadic(_balanced(_whole(proof.v * (1 - shrinkage), scale), data), scale)
+    regions = [scaled_by(p, 1 - shrinkage) for p in proof.regions]
+    signs = [_sign(rows, dual, [p for p in regions if p.sign == sign], decay, basis) for sign in (1, -1)]
+    return _finished(data, dual, signs, neurons)
+
+
+def _scale(data: checker.Data) -> tuple[float, int]:
+    """The weight decay, and the scale of dual point and multipliers."""
+    decay = _float(data.weight_decay)
+    return decay, max(_BITS - math.frexp(decay)[1], 0)
+
+
+def _finished(data: checker.Data, dual: Dyadic, signs: list[dict[str, Any]], neurons: Neurons | None) -> WrittenProof:
+    """The document, once the checker has accepted it; raises RejectedError."""
     value = dual_value(data.loss, checker.fractions(dual), checker.fractions(data.targets), data.shares)
     bound = Dyadic(math.floor(value * (1 << _BITS)), _BITS)
     network = None if neurons is None else _network(neurons)
@@ -127,7 +155,9 @@ def _claim(
             "output_bias": int(data.output_bias),
         },
         "bound": as_json(bound),
-        "network": None if network is None else {"W": as_json(network.W), "a": as_json(network.a), "bias": as_json(network.bias)},
+        "network": None
+        if network is None
+        else {"W": as_json(network.W), "a": as_json(network.a), "bias": as_json(network.bias)},
         "objective": as_json(objective),
     }
 
@@ -149,15 +179,13 @@ def _balanced(v: list[int], data: checker.Data) -> list[int]:
     return out
 
 
-def _sign(
-    rows: Rows, dual: tuple[list[int], int], sign: int, proofs: Sequence[RegionProof], decay: float, basis: Array | None
-) -> dict[str, Any]:
+def _sign(rows: Rows, dual: Dyadic, proofs: Sequence[RegionProof], decay: float, basis: Array | None) -> dict[str, Any]:
     assert len(proofs) == 1
     return {"order": [-1], "splits": [], "leaves": [_leaf(rows, dual, proofs[0], decay, basis)]}
 
 
-def _leaf(rows: Rows, dual: tuple[list[int], int], proof: RegionProof, decay: float, basis: Array | None) -> dict[str, Any]:
-    v, scale = dual
+def _leaf(rows: Rows, dual: Dyadic, proof: RegionProof, decay: float, basis: Array | None) -> dict[str, Any]:
+    v, scale = dual.values, dual.scale
     proof = replace(proof, multipliers=proof.multipliers.settled())
     region, fit = proof.region, proof.multipliers
     norms = np.array(rows.radii) / (1 << RADIUS_BITS)  # of the scaled rows: what unit rows were divided by

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy import ndarray as Array
 
 from convexnn.duality import dual_point
 from convexnn.problem import Problem
@@ -13,6 +12,8 @@ from convexnn.proof.certificate import Multipliers, Region, region_bound
 from convexnn.proof.hints import multipliers_of, region_of
 from convexnn.proof.interior import Iterate, Relaxation
 from convexnn.proof.leaf import Leaf
+
+Array = np.ndarray
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy import ndarray as Array
+
+Array = np.ndarray
 
 _PIVOT = 1e-7  # least eigenvalue of a group's form in s, relative to its largest pivot
 
@@ -44,7 +45,8 @@ class Multipliers:
 
     ``bend``: c > 0 in |t| <= (t^2 / c + c) / 2; ``chord``: the share of w > 0 bounded by high (t - low) / (high - low);
     ``slope``, ``curve``: the shares of -w > 0 bounded by t and by (t^2 - low t) / (high - low).
-    Groups: ``first`` (l and e of s_i (l + e'u)), ``second`` (of (s_i - t_i)(l + e'u)), ``mixed``, ``neither`` for the three products of pairs, ``pivot`` for s_i (s_i - t_i).
+    Groups: ``first`` (l and e of s_i (l + e'u)), ``second`` (of (s_i - t_i)(l + e'u)), ``mixed``, ``neither`` for
+    the three products of pairs, ``pivot`` for s_i (s_i - t_i).
     ``cuts``: three for each slab.
     """
 
@@ -78,7 +80,6 @@ class Multipliers:
             neither=off * np.maximum(self.neither, 0.0),
             cuts=np.maximum(self.cuts, 0.0),
         )
-
 
     def settled(self) -> "Multipliers":
         """Admissible, with the pivots raised until the form in s of every group is safely negative definite."""

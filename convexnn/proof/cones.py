@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from numpy import ndarray as Array
+
+Array = np.ndarray
 
 _TINY = 1e-300
 
@@ -128,7 +129,7 @@ class LorentzScaling(AbstractScaling):
         """The scaling at (s, lam)."""
         a, b = np.sqrt(np.maximum(hyperbolic(s), _TINY)), np.sqrt(np.maximum(hyperbolic(lam), _TINY))
         unit_s, unit_lam = s / a[..., None], lam / b[..., None]
-        gamma = np.sqrt((1 + (unit_s * unit_lam).sum(-1)) / 2)
+        gamma = np.sqrt((1 + np.maximum((unit_s * unit_lam).sum(-1), 1.0)) / 2)  # at least 1, but for rounding
         w = (unit_s + _reflect(unit_lam)) / (2 * gamma[..., None])
         w[..., 0] = np.sqrt(1 + (w[..., 1:] ** 2).sum(-1))
         eta = np.sqrt(a / b)

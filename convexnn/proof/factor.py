@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from numpy import ndarray as Array
 from scipy.linalg import cholesky, solve_triangular
 
 from convexnn.proof.cones import AbstractScaling
 from convexnn.proof.leaf import Leaf, symmetric_hessian, triangle
+
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _second_cones(leaf: Leaf, P: Float[Array, "J m k k"]) -> Array:
     full = full.transpose(2, 0, 3, 1).reshape(d * d, d * d)  # (k a), (l b)
     edge = -(XX.T @ P[:, 0, 1:]).reshape(d, d, d)  # u_a times U_kb: -x_a x_b P_0k
     edge = edge.transpose(0, 2, 1).reshape(d, d * d)
-    U = leaf.U_index.ravel()
+    U = leaf.square_index.ravel()
     out += _fold(_fold(full, U, leaf.p).T, U, leaf.p)
     edge = _fold(edge.T, U, leaf.p)  # p, d
     out[:, leaf.u_index] += edge
@@ -211,7 +212,7 @@ def _add_cones(leaf: Leaf, j: int, K: Array, C: Array, lorentz: Float[Array, "2 
     rows = np.concatenate([i[:, None], W], 1)
     C[rows[:, :, None], leaf.u_index] += u
     U = (left[:, :, 1:, None] * X[:, None, None, :]).reshape(m * (d + 1), d * d)
-    C[rows.ravel()] += _fold(U.T, leaf.U_index.ravel(), leaf.p).T
+    C[rows.ravel()] += _fold(U.T, leaf.square_index.ravel(), leaf.p).T
 
 
 def _add_pairs(leaf: Leaf, j: int, H: Array, K: Array, C: Array, D: Float[Array, "pairs 4"]) -> None:

@@ -2,9 +2,10 @@
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy import ndarray as Array
 
 from convexnn.proof.leaf import Leaf
+
+Array = np.ndarray
 
 
 def slack_of(leaf: Leaf, x: Array, v: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -18,7 +19,9 @@ def slack_of(leaf: Leaf, x: Array, v: Float[Array, " n"]) -> Float[Array, " n"]:
     return np.where(open_, np.abs(v) * leaf.radii * np.maximum(above - below, 0), 0.0)
 
 
-def grouped(rows: Float[Array, "n d"], chosen: Int[Array, " k"], m: int, parallel: float = 1 - 1e-6) -> Int[Array, "J m"]:
+def grouped(
+    rows: Float[Array, "n d"], chosen: Int[Array, " k"], m: int, parallel: float = 1 - 1e-6
+) -> Int[Array, "J m"]:
     """Full groups of m: the most important sample left, with the m - 1 others most parallel to it.
 
     Samples parallel up to rounding never share a group: their moments leave the relaxation without an interior.
@@ -26,7 +29,7 @@ def grouped(rows: Float[Array, "n d"], chosen: Int[Array, " k"], m: int, paralle
     left, groups = list(chosen), []
     while len(left) >= m:
         group = [left.pop(0)]
-        order = np.argsort(-np.abs(rows[left] @ rows[group[0]]), kind="stable") if m > 1 else []
+        order = np.argsort(-np.abs(rows[left] @ rows[group[0]]), kind="stable")
         for k in order:
             if len(group) < m and np.abs(rows[group] @ rows[left[k]]).max() < parallel:
                 group.append(left[k])

@@ -2,10 +2,11 @@
 
 import numpy as np
 from jaxtyping import Float
-from numpy import ndarray as Array
 
 from convexnn.proof.certificate import Multipliers, Region
 from convexnn.proof.leaf import Cones, Leaf
+
+Array = np.ndarray
 
 
 def region_of(leaf: Leaf) -> Region:
@@ -25,7 +26,9 @@ def multipliers_of(leaf: Leaf, lam: Cones, w: Float[Array, " n"]) -> Multipliers
     slope[free], curve[free] = linear[:, 1] / size, linear[:, 2] * width / size
     if leaf.cuts:
         chord[free] = linear[:, 3] * width / size
-    return Multipliers(bend, chord, slope, curve, *_groups(leaf, moments, lorentz, pairs), rows[1:].reshape(-1, 3))
+    first, second, both, mixed, neither, pivot = _groups(leaf, moments, lorentz, pairs)
+    cuts = rows[1:].reshape(-1, 3)
+    return Multipliers(bend, chord, slope, curve, first, second, both, mixed, neither, pivot, cuts)
 
 
 def _groups(leaf: Leaf, moments: Array, lorentz: Array, pairs: Array) -> tuple[Array, ...]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
-from numpy import ndarray as Array
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from convexnn.losses import AbstractLoss, HingeLoss
@@ -20,6 +19,8 @@ from convexnn.proof.cones import AbstractScaling
 from convexnn.proof.factor import LeafFactor, factorise
 from convexnn.proof.leaf import Cones, Leaf
 from convexnn.proof.terms import AbstractTerm, HingeTerm, Model, SmoothTerm
+
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,17 @@ class Iterate:
 def start(problem: Relaxation, theta: float) -> Iterate:
     """Uniform moments, slacks pushed inside, multipliers on the central path of a guessed parameter."""
     x = [leaf.start(theta) for leaf in problem.leaves]
-    f = sum(leaf.outputs(a) for leaf, a in zip(problem.leaves, x, strict=True))
+    f = _outputs(problem, x)
     hinge = isinstance(problem.loss, HingeLoss)
     term: AbstractTerm = HingeTerm.begin(problem.loss, f) if hinge else SmoothTerm(problem.loss, f)
     mu = problem.weight_decay * theta / (problem.leaves[0].d + 1)
     s = [_inside(leaf, leaf.forward(a), theta) for leaf, a in zip(problem.leaves, x, strict=True)]
     lam = [_inverse(leaf, part, mu) for leaf, part in zip(problem.leaves, s, strict=True)]
     return Iterate(x, s, lam, 0.0, term, mu, np.inf)
+
+
+def _outputs(problem: Relaxation, x: list[Array]) -> Float[Array, " n"]:
+    return np.sum([leaf.outputs(a) for leaf, a in zip(problem.leaves, x, strict=True)], axis=0)
 
 
 def _inside(leaf: Leaf, s: Cones, theta: float) -> Cones:
@@ -116,9 +121,7 @@ def _prepare(problem: Relaxation, point: Iterate) -> _System:
         leaf.outputs_adjoint(model.gradient) + _mass(leaf, problem.weight_decay) - leaf.adjoint(lam)
         for leaf, lam in zip(leaves, point.lam, strict=True)
     ]
-    return _System(
-        factors, scalings, cho_factor(system, lower=True), model.curvature, primal, dual, model.gradient
-    )
+    return _System(factors, scalings, cho_factor(system, lower=True), model.curvature, primal, dual, model.gradient)
 
 
 def _mass(leaf: Leaf, weight_decay: float) -> Array:
@@ -146,10 +149,7 @@ def _direction(
     wanted = _targets(system, sigma_mu, previous)
     right = [
         leaf.adjoint(
-            [
-                scaling.unscale(q - scaling.primal(r))
-                for scaling, q, r in zip(scalings, wants, primal, strict=True)
-            ]
+            [scaling.unscale(q - scaling.primal(r)) for scaling, q, r in zip(scalings, wants, primal, strict=True)]
         )
         - dual
         for leaf, scalings, wants, primal, dual in zip(
@@ -158,10 +158,9 @@ def _direction(
     ]
     y, bias = _couple(problem, system, model, right)
     x = [
-        factor.solve(r - leaf.outputs_adjoint(y))
-        for factor, leaf, r in zip(system.factors, leaves, right, strict=True)
+        factor.solve(r - leaf.outputs_adjoint(y)) for factor, leaf, r in zip(system.factors, leaves, right, strict=True)
     ]
-    df = sum(leaf.outputs(a) for leaf, a in zip(leaves, x, strict=True)) + bias
+    df = _outputs(problem, x) + bias
     ds = [
         [a + b for a, b in zip(leaf.forward(dx), primal, strict=True)]
         for leaf, dx, primal in zip(leaves, x, system.primal, strict=True)
@@ -228,7 +227,7 @@ def _move(problem: Relaxation, point: Iterate, direction: _Direction, t: float) 
     x = [a + t * b for a, b in zip(point.x, direction.x, strict=True)]
     s, lam = along(point.s, direction.s), along(point.lam, direction.lam)
     bias = point.bias + t * direction.bias
-    f = sum(leaf.outputs(a) for leaf, a in zip(problem.leaves, x, strict=True)) + bias
+    f = _outputs(problem, x) + bias
     return Iterate(x, s, lam, bias, direction.term.move(t, f), point.mu, point.residual)
 
 

@@ -14,9 +14,10 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy import ndarray as Array
 
 from convexnn.proof.cones import AbstractScaling, LorentzScaling, MatrixScaling, OrthantScaling
+
+Array = np.ndarray
 
 Cones = list[Array]  # slack or multiplier arrays in the order of Leaf.kinds
 
@@ -145,7 +146,7 @@ class Leaf:
         return k * (k + 1) // 2
 
     @cached_property
-    def U_index(self) -> Int[Array, "d d"]:
+    def square_index(self) -> Int[Array, "d d"]:
         """Places of U in g."""
         k = np.arange(1, self.d + 1)
         high, low = np.maximum(k[:, None], k), np.minimum(k[:, None], k)
@@ -156,14 +157,14 @@ class Leaf:
         """Rows over g that are non-negative: the trace, and the cuts."""
         trace = np.zeros(self.p)
         trace[0] = 1.0
-        trace[np.diagonal(self.U_index)] = -1.0
+        trace[np.diagonal(self.square_index)] = -1.0
         return np.stack([trace, *(row for cut in self.cuts for row in self._cut_rows(cut))])
 
     def _cut_rows(self, cut: tuple[Array, float, float]) -> list[Array]:
         omega, low, high = cut
         u, U = np.zeros(self.p), np.zeros(self.p)
         u[self.u_index] = omega
-        np.add.at(U, self.U_index, np.outer(omega, omega))
+        np.add.at(U, self.square_index, np.outer(omega, omega))
         theta = np.eye(1, self.p)[0]
         return [u - low * theta, high * theta - u, (low + high) * u - U - low * high * theta]
 
@@ -295,7 +296,7 @@ class Leaf:
         U = U + np.einsum("jk,jka,jkb->ab", pairs[..., 3], X[:, i], X[:, j])
         dG = gradient_of(G)
         dG[self.u_index] += np.einsum("ji,jia->a", t, X)
-        np.add.at(dG, self.U_index, U)
+        np.add.at(dG, self.square_index, U)
         return dG, zl, W, S
 
     # ---- a first point

@@ -8,9 +8,11 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+
 from certify.proof.artefact import Dyadic
 from certify.proof.check.simplices import Parts, between, orthants, parts_of, suggested
-from numpy import ndarray as Array
+
+Array = np.ndarray
 
 MOST_COLUMNS = 6
 _BATCH = 1000

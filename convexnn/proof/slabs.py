@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
-from numpy import ndarray as Array
 
 from convexnn.proof.leaf import Leaf
+
+Array = np.ndarray
 
 Cut = tuple[Array, float, float]  # unit omega, low, high: low <= omega'u <= high
 
@@ -65,7 +66,7 @@ def parts_of(leaf: Leaf, omega: Float[Array, " d"], at: float) -> tuple[Leaf, Le
 def widest(leaf: Leaf, x: Array) -> tuple[float, Float[Array, " d"], float]:
     """Variance times mass along the direction in which a leaf's moments spread most, that direction, and its mean."""
     g = leaf.split(x)[0]
-    theta, u, U = g[0], g[leaf.u_index], g[leaf.U_index]
+    theta, u, U = g[0], g[leaf.u_index], g[leaf.square_index]
     values, vectors = np.linalg.eigh(U / theta - np.outer(u, u) / theta**2)
     omega = vectors[:, -1]
     return float(values[-1] * theta), omega, float(np.clip(omega @ u / theta, -0.8, 0.8))

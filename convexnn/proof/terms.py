@@ -1,4 +1,4 @@
-"""The loss inside the interior point: its gradient and curvature in the outputs, with the kink of the hinge as cones."""
+"""The loss inside the interior point: gradient and curvature in the outputs, the kink of the hinge as cones."""
 
 import abc
 from dataclasses import dataclass, replace
@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy import ndarray as Array
 
-from convexnn.losses import AbstractLoss, HingeLoss
-from convexnn.proof.cones import OrthantScaling
+from convexnn.losses import AbstractLoss
+
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ class HingeTerm(AbstractTerm):
 
     def step(self) -> float:
         """To the boundary of slack and lam."""
-        assert self.d_slack is not None and self.d_lam is not None
+        assert self.d_slack is not None
+        assert self.d_lam is not None
         ratios = np.concatenate([(-self.d_slack / self.slack).ravel(), (-self.d_lam / self.lam).ravel()])
         worst = float(ratios.max())
         return 1 / worst if worst > 0 else np.inf
@@ -151,6 +152,8 @@ class HingeTerm(AbstractTerm):
     def move(self, t: float, f: Float[Array, " n"]) -> "HingeTerm":
         """After a step t."""
         assert self.d_e is not None
+        assert self.d_slack is not None
+        assert self.d_lam is not None
         return replace(
             self, f=f, e=self.e + t * self.d_e, slack=self.slack + t * self.d_slack, lam=self.lam + t * self.d_lam
         )

@@ -8,8 +8,9 @@ from scipy import sparse
 
 from convexnn.data import positive, read_loss, read_matrix, read_targets, read_weights, resolve_device
 from convexnn.errors import ConvexNNError, DeviceError, InvalidInputError, InvalidTypeError, UnsupportedNetworkError
+from convexnn.gap import optimality_gap
 from convexnn.losses import LOSSES
-from convexnn.training import optimality_gap, train
+from convexnn.training import train
 
 X = np.random.default_rng(0).standard_normal((6, 2))
 Y = np.arange(6.0)

@@ -6,8 +6,9 @@ import torch
 from convexnn_cases import normal, targets_of
 from torch import nn
 
+from convexnn.gap import optimality_gap
 from convexnn.losses import LOSSES
-from convexnn.training import optimality_gap, train
+from convexnn.training import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

@@ -37,13 +37,13 @@ def _log_near_one(m: Fraction) -> tuple[Fraction, Fraction]:
     assert 3 * z <= 1
     down = floor(z * _ONE)
     up, square_down, square_up = down + 1, down * down >> _BITS, ((down + 1) ** 2 >> _BITS) + 1
-    low, high, power_down, power_up = 0, 0, down, up
+    below, above, power_down, power_up = 0, 0, down, up
     for j in range(_TERMS):
-        low += power_down // (2 * j + 1)
-        high += power_up // (2 * j + 1) + 1
+        below += power_down // (2 * j + 1)
+        above += power_up // (2 * j + 1) + 1
         power_down, power_up = power_down * square_down >> _BITS, (power_up * square_up >> _BITS) + 1
-    high += 2 * power_up  # the rest of the series is below power / (1 - 1/9)
-    return Fraction(2 * low, _ONE), Fraction(2 * high, _ONE)
+    above += 2 * power_up  # the rest of the series is below power / (1 - 1/9)
+    return Fraction(2 * below, _ONE), Fraction(2 * above, _ONE)
 
 
 def exp_above(x: Fraction) -> Fraction:

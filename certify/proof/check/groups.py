@@ -56,8 +56,10 @@ def read_group(value: Any, size: tuple[int, int], scales: Scales, where: str) ->
     first, second = (_cones(held[name], m, d, where) for name in ("first", "second"))
     both, mixed, neither = _pairs(held["pairs"], m, where)
     pivot = integers(held["pivot"], m, where)
-    parts = [[[v << lift for v in row] for row in part] for part in (first, second, both, mixed, neither)]
-    return Group(indices, *parts, [v << lift for v in pivot])
+    first, second, both, mixed, neither = (
+        [[v << lift for v in row] for row in part] for part in (first, second, both, mixed, neither)
+    )
+    return Group(indices, first, second, both, mixed, neither, [v << lift for v in pivot])
 
 
 def _cones(value: Any, m: int, d: int, where: str) -> Matrix:
@@ -98,7 +100,7 @@ def group_form(X: Matrix, w: Vector, group: Group, scales: Scales) -> Matrix:
 
 def lagrangian(X: Matrix, w: Vector, group: Group, scales: Scales) -> tuple[Matrix, Matrix, Matrix]:
     """F, B, S of (1, u)'F(1, u) + 2 (1, u)'B s - s'S s at the scale of the matrices."""
-    m, d = len(X), len(X[0])
+    m = len(X)
     half = scales.whole - scales.base - 1
     head = [(a + p[0] + q[0]) << half for a, p, q in zip(w, group.first, group.second, strict=True)]
     weights = [
@@ -113,24 +115,30 @@ def lagrangian(X: Matrix, w: Vector, group: Group, scales: Scales) -> tuple[Matr
     ]
     S = [
         [
-            ((2 * group.pivot[i] if i == j else 0) - group.both[i][j] - group.mixed[i][j] - group.mixed[j][i] - group.neither[i][j])
+            (
+                (2 * group.pivot[i] if i == j else 0)
+                - group.both[i][j]
+                - group.mixed[i][j]
+                - group.mixed[j][i]
+                - group.neither[i][j]
+            )
             << half
             for j in range(m)
         ]
         for i in range(m)
     ]
-    return _outer(X, group, (d, half, joint), scales), transposed(B_rows), S
+    return _outer(X, group, joint, scales), transposed(B_rows), S
 
 
-def _outer(X: Matrix, group: Group, sizes: tuple[int, int, int], scales: Scales) -> Matrix:
+def _outer(X: Matrix, group: Group, joint: int, scales: Scales) -> Matrix:
     """-l (t) of the second cones, -(e'u) t of them, and the t_i t_j of pairs."""
-    d, _, joint = sizes
-    columns = transposed(X)
+    columns, d = transposed(X), len(X[0])
     edge = [-sum(v * q[0] for v, q in zip(column, group.second, strict=True)) << joint for column in columns]
     cross = product(columns, [q[1:] for q in group.second])
     pairs = product(columns, product(group.neither, X))
     inner = [
-        [(pairs[i][j] << (joint - scales.rows)) - ((cross[i][j] + cross[j][i]) << joint) for j in range(d)] for i in range(d)
+        [(pairs[i][j] << (joint - scales.rows)) - ((cross[i][j] + cross[j][i]) << joint) for j in range(d)]
+        for i in range(d)
     ]
     return [[0, *edge], *([e, *row] for e, row in zip(edge, inner, strict=True))]
 
@@ -145,7 +153,10 @@ def _suggested(B: Matrix, S: Matrix, scale: int) -> Matrix:
     C = (C + C.T) / 2 + np.eye(len(C)) * float(np.trace(C)) * 2.0**-_INSIDE
     require(bool(np.isfinite(C).all()), "the bound of a group is not finite")
     bits = 80
-    values = [[_integer(v, bits) << (scale - bits) if scale >= bits else _integer(v, scale) for v in row] for row in C.tolist()]
+    values = [
+        [_integer(v, bits) << (scale - bits) if scale >= bits else _integer(v, scale) for v in row]
+        for row in C.tolist()
+    ]
     return [[values[max(i, j)][min(i, j)] for j in range(len(values))] for i in range(len(values))]
 
 

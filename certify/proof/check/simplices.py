@@ -2,9 +2,9 @@
 
 With P the part of v'(Xu)_+ with v_i > 0 and N the rest, P - N: on a cone with rays w_1, ..., w_d, P(u) is at most the
 linear function that has its values at the rays (P is convex and positively homogeneous), and N(u) >= eta'u for every
-convex combination eta of its subgradients sum_{i in A} |v_i| x_i. So if (h + eta)'w_k >= P(w_k) for all rays, then
-P(u) - N(u) <= h'u <= |h| |u| on the cone. The cones start from the orthants; a split replaces the rays i and j in turn by
-a positive combination of both.
+eta = sum_i kappa_i |v_i| x_i with 0 <= kappa <= 1. So if (h + eta)'w_k >= P(w_k) for all rays, then
+P(u) - N(u) <= h'u <= |h| |u| on the cone. The cones start from the orthants; a split replaces the rays i and j in
+turn by a positive combination of both.
 """
 
 from collections.abc import Iterator
@@ -102,9 +102,14 @@ def _check_batch(cones: list[Matrix], parts: Parts, weight: Dyadic, where: str) 
     at_ray = dict(zip(rays, heights, strict=True))
     exact_heights = [[at_ray[tuple(ray)] for ray in cone] for cone in cones]
     unit = [[_length(ray) for ray in cone] for cone in cones]
-    W = np.array([[[x / r for x in ray] for ray, r in zip(c, rs, strict=True)] for c, rs in zip(cones, unit, strict=True)])
+    W = np.array(
+        [[[x / r for x in ray] for ray, r in zip(c, rs, strict=True)] for c, rs in zip(cones, unit, strict=True)]
+    )
     p = np.array(
-        [[(y / (1 << parts.scale)) / r for y, r in zip(ys, rs, strict=True)] for ys, rs in zip(exact_heights, unit, strict=True)]
+        [
+            [(y / (1 << parts.scale)) / r for y, r in zip(ys, rs, strict=True)]
+            for ys, rs in zip(exact_heights, unit, strict=True)
+        ]
     )
     hints = suggested(W, p, parts.minus_floats)
     for k, (cone, height) in enumerate(zip(cones, exact_heights, strict=True)):

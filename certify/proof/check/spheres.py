@@ -3,7 +3,8 @@
 Rows x_i are scaled by powers of two so that their norms lie in [1/2, 1]; t_i = x_i'u, s_i = (t_i)_+, and
 low_i <= t_i <= high_i on the region. A sample alone is bounded by a quadratic in t_i with a, b, h >= 0:
 
-    w > 0:   w s = h s + p s  with  h s <= h' (t - low), h' (high - low) >= h high,  and  p s <= a t^2 + p t / 2 + g, 16 a g >= p^2
+    w > 0:   w = h + p,  h s <= h' (t - low) with h' (high - low) >= h high,
+             p s <= a t^2 + p t / 2 + g with 16 a g >= p^2
     w < 0:   w s <= -b t - a (t^2 - low t)   where  b + a (high - low) <= -w
 
 A group is bounded by its Lagrangian with the products s_i s_j, s_i (s_j - t_j), (s_i - t_i)(s_j - t_j) >= 0,
@@ -65,9 +66,7 @@ def scaled_dual(rows: Rows, v: Dyadic, sign: int) -> Dyadic:
     lowest = min(0, *rows.exponents)
     scale = max(0, v.scale - lowest)
     extra = scale - (v.scale - lowest)
-    return Dyadic(
-        [sign * a << (e - lowest + extra) for a, e in zip(v.values, rows.exponents, strict=True)], scale
-    )
+    return Dyadic([sign * a << (e - lowest + extra) for a, e in zip(v.values, rows.exponents, strict=True)], scale)
 
 
 def check_region(rows: Rows, w: Dyadic, weight: Dyadic, slabs: Sequence[Slab], value: Any, where: str) -> None:

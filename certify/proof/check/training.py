@@ -17,6 +17,7 @@ from typing import Any
 from certify.proof.artefact import Dyadic, digest, dyadic, fields, integer, items, require
 from certify.proof.check.exact import product, root_up, transposed
 from certify.proof.check.losses import LOSSES, dual_value, loss_value
+from certify.proof.check.simplices import check_cones
 from certify.proof.check.spheres import check_region, scaled_dual, scaled_rows
 from certify.proof.check.trees import leaves_of
 
@@ -156,6 +157,9 @@ def _proved_bound(data: Data, proof: Any) -> Fraction:
     require(not data.output_bias or sum(v.values) == 0, "v does not sum to zero, as an output bias demands")
     rows = scaled_rows(data.X)
     for sign, name, part in zip((1, -1), ("plus", "minus"), items(held["signs"], 2, "signs"), strict=True):
+        if type(part) is dict and "cones" in part:
+            check_cones(data.X, v, sign, data.weight_decay, part, name)
+            continue
         w = scaled_dual(rows, v, sign)
         for slabs, leaf, where in leaves_of(part, len(data.X.values[0]), name):
             check_region(rows, w, data.weight_decay, slabs, leaf, where)
@@ -172,7 +176,8 @@ def objective_above(data: Data, network: Network) -> Fraction:
         for row in hidden
     ]
     masses = [
-        root_up(sum(v * v for v in row) * a * a << 80) for row, a in zip(network.W.values, network.a.values, strict=True)
+        root_up(sum(v * v for v in row) * a * a << 80)
+        for row, a in zip(network.W.values, network.a.values, strict=True)
     ]
     mass = Fraction(sum(masses), 1 << (network.W.scale + network.a.scale + 40))
     loss = loss_value(data.loss, outputs, fractions(data.targets), data.shares)
@@ -192,12 +197,13 @@ def _sentences(claim: Claim) -> tuple[str, ...]:
 
 
 def _network_sentences(claim: Claim) -> tuple[str, ...]:
-    assert claim.network is not None and claim.objective is not None
+    assert claim.network is not None
+    assert claim.objective is not None
     objective, bound = fraction(claim.objective), fraction(claim.bound)
     gap = (objective - bound) / objective if objective else Fraction(0)
     return (
-        f"the network has {len(claim.network.a.values)} neurons, SHA-256 {claim.network.digest}, and an objective of at "
-        f"most {_up(objective)}",
+        f"the network has {len(claim.network.a.values)} neurons, SHA-256 {claim.network.digest}, "
+        f"and an objective of at most {_up(objective)}",
         f"so it is within {_up(100 * gap, 4)} % of the global optimum, in real arithmetic on the stored numbers",
     )
 
@@ -208,5 +214,3 @@ def _down(value: Fraction, digits: int = 9) -> str:
 
 def _up(value: Fraction, digits: int = 9) -> str:
     return f"{-floor(-value * 10**digits) / 10**digits:.{digits}f}"
-
-

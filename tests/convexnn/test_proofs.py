@@ -1,0 +1,390 @@
+"""Proved bounds: never above the true optimum, valid for any multipliers, refused once a file is changed."""
+
+import copy
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from convexnn_cases import problem_of
+from convexnn_references import exact_optimum
+
+from certify.proof.artefact import RejectedError
+from certify.proof.check import check
+from convexnn.data import read_loss
+from convexnn.errors import InvalidInputError, SolverError
+from convexnn.gap import optimality_gap
+from convexnn.problem import Problem, reduce_to_rank
+from convexnn.proof import search as searching
+from convexnn.proof.artefact import written, written_cones
+from convexnn.proof.bound import NOTHING, bound_at
+from convexnn.proof.certificate import Multipliers, Region, region_bound, sphere_maximum
+from convexnn.proof.factor import factorise
+from convexnn.proof.groups import grouped, lifted
+from convexnn.proof.interior import Relaxation, iterates, start
+from convexnn.proof.search import ProofSearch, check_size, dual_point_of
+from convexnn.proof.slabs import parts_of, ranges, whole_sphere
+from convexnn.training import train
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+LOSSES = ("squared", "logistic", "hinge")
+
+
+def random_problem(seed, loss, n=None, d=None):
+    rng = np.random.default_rng(seed)
+    n, d = n or int(rng.integers(5, 11)), d or int(rng.integers(1, 4))
+    X = rng.standard_normal((n, d))
+    if rng.integers(2) and d > 1:
+        X[:, -1] = 1.0  # a first-layer bias
+    y = rng.standard_normal(n)
+    if loss != "squared":
+        y = np.where(y > 0, 1.0, -1.0)
+        y[:2] = 1, -1
+    weights = rng.uniform(0.3, 3.0, n) if rng.integers(2) else None
+    return Problem(
+        torch.from_numpy(X), read_loss(loss, y, n, weights), 10 ** rng.uniform(-2.5, -1), bool(rng.integers(2))
+    )
+
+
+def leaves_of(problem):
+    X = problem.X.numpy()
+    radii = np.linalg.norm(X, axis=1)
+    return tuple(whole_sphere(sign, X / radii[:, None], radii) for sign in (1.0, -1.0))
+
+
+def relaxed(problem, leaves):
+    """All iterates with their bounds."""
+    relaxation = Relaxation(problem.loss, problem.weight_decay, problem.output_bias, leaves)
+    return [(point, bound_at(problem, relaxation, point)) for point in iterates(relaxation, 1.0, 40) if point.mu > 1e-8]
+
+
+def best_of(pairs):
+    return max((proof for _, proof in pairs), key=lambda proof: proof.value)
+
+
+def with_groups(leaves, pairs, n_lifted, m):
+    point = pairs[-1][0]
+    groups = lifted(leaves, point.x, point.dual_point(), n_lifted, m)
+    return tuple(replace(leaf, groups=part) for leaf, part in zip(leaves, groups, strict=True))
+
+
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(s, marks=pytest.mark.slow) for s in range(6, 70))])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_bound_is_above_the_optimum(loss, seed):
+    """Brute force over all patterns; every iterate's bound, lifted, in slabs, and as the exact checker accepts it."""
+    problem = random_problem(seed, loss)
+    optimum = exact_optimum(problem) + 1e-7
+    leaves = leaves_of(problem)
+    root = relaxed(problem, leaves)
+    lifts = relaxed(problem, with_groups(leaves, root, 2 * len(problem.X), min(4, len(problem.X))))
+    omega = np.eye(problem.n_inputs)[0]
+    slabs = relaxed(problem, tuple(part for leaf in leaves for part in parts_of(leaf, omega, 0.1)))
+    assert all(proof.value <= optimum for _, proof in root + lifts + slabs)
+    assert best_of(lifts).value >= best_of(root).value - 1e-4 * optimum
+    for proof in (best_of(root), best_of(lifts)):
+        file = written(problem, proof, None)
+        assert file.bound <= min(optimum, proof.value)
+        assert file.bound >= proof.value - 1e-4 * abs(optimum)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_cones_come_as_close_as_asked(loss):
+    problem = problem_of(loss, 9, 3, 0.05, output_bias=False)
+    result = train(
+        problem.X, problem.loss.targets[:, 0], loss=loss, weight_decay=0.05, hidden_bias=False, output_bias=False,
+        method="exact", tol=1e-7,
+    )  # fmt: skip
+    from convexnn.network import from_torch
+
+    v = dual_point_of(problem, from_torch(result.network))
+    if loss == "hinge":  # the residual at a kink is not the dual point
+        v = 0.9 * v
+    proof = written_cones(problem, v / 1.03, None, float("inf"))
+    optimum = exact_optimum(problem)
+    if loss != "hinge":
+        assert proof is not None
+        assert optimum * 0.95 <= proof.bound <= optimum + 1e-7
+        signs = proof.document["proof"]["signs"]
+        for damaged in (signs[0]["cones"][:-1], [*signs[0]["cones"], -1], [-1] * 8):
+            with pytest.raises(RejectedError):
+                check(changed(proof, lambda doc, c=damaged: doc["proof"]["signs"][0].update(cones=c)))
+    assert written_cones(problem, 3 * v, None, -1.0) is None
+
+
+def sampled_maximum(X, w, keep, n=20000):
+    U = np.random.default_rng(0).standard_normal((n, X.shape[1]))
+    U /= np.linalg.norm(U, axis=1, keepdims=True)
+    values = np.maximum(U @ X.T, 0) @ w
+    return float(values[keep(U)].max())
+
+
+def random_multipliers(rng, n, groups, d, cuts):
+    J, m = groups.shape
+    draw = rng.standard_normal
+    symmetric = [a + np.swapaxes(a, 1, 2) for a in (draw((J, m, m)), draw((J, m, m)))]
+    return Multipliers(
+        draw(n), draw(n), draw(n), draw(n), draw((J, m, d + 1)), draw((J, m, d + 1)),
+        symmetric[0], draw((J, m, m)), symmetric[1], draw((J, m)), draw((cuts, 3)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_multipliers_bound_the_maximum(seed):
+    """Random parameters, wrong signs included, on the sphere and on slabs."""
+    rng = np.random.default_rng(seed)
+    n, d = 9, 3
+    X = rng.standard_normal((n, d))
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    w = rng.standard_normal(n)
+    omega = np.eye(d)[0]
+    cuts = ((omega, -0.3, 0.5),) if seed % 2 else ()
+    low, high = ranges(X, cuts)
+    groups = np.array([[0, 3, 5], [1, 2, 8]])
+    region = Region(X, low, high, groups, cuts)
+    bound = region_bound(region, w, random_multipliers(rng, n, groups, d, len(cuts)))
+    assert bound >= sampled_maximum(X, w, lambda U: (U[:, 0] <= 0.5) & (U[:, 0] >= -0.3) if cuts else U[:, 0] < 2)
+
+
+def test_ranges_of_slabs_are_met_and_never_passed():
+    rng = np.random.default_rng(0)
+    U = rng.standard_normal((200_000, 3))
+    U /= np.linalg.norm(U, axis=1, keepdims=True)
+    X = rng.standard_normal((6, 3))
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    cut = (np.array([0.6, 0.8, 0.0]), -0.2, 0.4)
+    inside = U[(U @ cut[0] >= -0.2) & (U @ cut[0] <= 0.4)] @ X.T
+    low, high = ranges(X, (cut,))
+    assert (inside.max(0) <= high).all()
+    assert (inside.min(0) >= low).all()
+    np.testing.assert_allclose(inside.max(0), high, atol=0.02)
+    np.testing.assert_allclose(inside.min(0), low, atol=0.02)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_maximum_on_the_sphere_is_exact(seed):
+    rng = np.random.default_rng(seed)
+    Q = rng.standard_normal((3, 3))
+    Q = Q + Q.T
+    angle = np.linspace(0, 2 * np.pi, 100_001)
+    points = np.stack([np.ones_like(angle), np.cos(angle), np.sin(angle)])
+    value, delta = sphere_maximum(Q)
+    assert value == pytest.approx((points * (Q @ points)).sum(0).max(), abs=1e-6)
+    rest = delta * np.diag([-1.0, 1, 1]) - Q
+    rest[0, 0] += value
+    assert np.linalg.eigvalsh(rest)[0] > -1e-9
+
+
+@pytest.fixture(scope="module")
+def lifted_leaf():
+    """A leaf with free samples, groups and a cut, at a generic interior point."""
+    problem = random_problem(3, "squared", n=12, d=3)
+    leaf, _ = parts_of(leaves_of(problem)[0], np.array([1.0, 0, 0]), 0.6)
+    open_ = np.flatnonzero((leaf.low < 0) & (leaf.high > 0))
+    leaf = replace(leaf, groups=grouped(leaf.rows, open_, 3)[:2])
+    point = start(Relaxation(problem.loss, 0.1, False, (leaf,)), 1.0)
+    return leaf, point.s[0], point.lam[0]
+
+
+def test_the_map_to_the_cones_and_its_adjoint(lifted_leaf):
+    leaf, s, _ = lifted_leaf
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal(leaf.size), [rng.standard_normal(part.shape) for part in s]
+    y[3] = y[3] + np.swapaxes(y[3], 1, 2)
+    left = sum(float((a * b).sum()) for a, b in zip(leaf.forward(x), y, strict=True))
+    assert left == pytest.approx(float(x @ leaf.adjoint(y)))
+    z = rng.standard_normal(len(leaf.rows))
+    assert float(leaf.outputs(x) @ z) == pytest.approx(float(x @ leaf.outputs_adjoint(z)))
+
+
+def test_the_factor_solves_the_newton_matrix(lifted_leaf):
+    """Against the matrix assembled column by column from the map and the scalings alone."""
+    leaf, s, lam = lifted_leaf
+    scalings = leaf.scale_at(s, lam)
+
+    def apply(x):
+        return leaf.adjoint([k.unscale(k.primal(part)) for k, part in zip(scalings, leaf.forward(x), strict=True)])
+
+    H = np.stack([apply(e) for e in np.eye(leaf.size)], 1)
+    factor = factorise(leaf, scalings)
+    right = np.random.default_rng(1).standard_normal(leaf.size)
+    np.testing.assert_allclose(factor.solve(right), np.linalg.solve(H, right), rtol=1e-5, atol=1e-8)
+    B = np.stack([leaf.outputs(e) for e in np.eye(leaf.size)], 1)
+    np.testing.assert_allclose(factor.gram(), B @ np.linalg.solve(H, B.T), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_scalings_map_both_variables_to_one_point(lifted_leaf, groups):
+    leaf, s, lam = lifted_leaf
+    if groups:
+        rng = np.random.default_rng(0)
+        lam = [part * rng.uniform(0.5, 2.0) for part in lam]
+    for scaling, a, b in zip(leaf.scale_at(s, lam), s, lam, strict=True):
+        np.testing.assert_allclose(scaling.primal(a), scaling.dual(b), atol=1e-9)
+        np.testing.assert_allclose(scaling.divide(scaling.square()), scaling.dual(b), atol=1e-9)
+        np.testing.assert_allclose(scaling.unscale(scaling.dual(b)), b, rtol=1e-8, atol=1e-9)
+
+
+def test_the_relaxation_is_that_of_cvxpy():
+    """The root value against an independent model and solver."""
+    import cvxpy as cp
+
+    problem = random_problem(1, "squared", n=15, d=3)
+    problem = replace(problem, output_bias=False)
+    X, wd = problem.X.numpy(), problem.weight_decay
+    y, c = problem.loss.targets.numpy()[:, 0], problem.loss.weights.numpy()
+    n, d = X.shape
+    r = np.linalg.norm(X, axis=1)
+    Xh = X / r[:, None]
+    outputs, mass, constraints = 0, 0, []
+    for sign in (1, -1):
+        G, z = cp.Variable((d + 1, d + 1), PSD=True), cp.Variable(n)
+        constraints.append(cp.trace(G[1:, 1:]) <= G[0, 0])
+        for i in range(n):
+            t, q = Xh[i] @ G[0, 1:], Xh[i] @ G[1:, 1:] @ Xh[i]
+            constraints += [z[i] >= 0, z[i] >= t, z[i] >= (t + q) / 2]
+            constraints.append(cp.norm(cp.hstack([2 * (2 * z[i] - t), G[0, 0] - q])) <= G[0, 0] + q)
+        outputs, mass = outputs + sign * cp.multiply(r, z), mass + G[0, 0]
+    objective = 0.5 * cp.sum_squares(cp.multiply(np.sqrt(c), outputs - y)) + wd * mass
+    value = cp.Problem(cp.Minimize(objective), constraints).solve(solver=cp.CLARABEL)
+    assert best_of(relaxed(problem, leaves_of(problem))).value == pytest.approx(value, rel=1e-4)
+
+
+# ---- files
+
+
+def changed(file, change):
+    document = copy.deepcopy(file.document)
+    change(document)
+    return document
+
+
+def the_gap(tmp_path, **options):
+    problem = random_problem(5, "squared", n=12, d=2)
+    X, y = problem.X.numpy(), problem.loss.targets.numpy()[:, 0]
+    result = train(X, y, weight_decay=0.05, hidden_bias=False, random_state=0)
+    return optimality_gap(
+        result.network, X, y, weight_decay=0.05, random_state=0, proof="fast", out=tmp_path / "p.json", **options
+    ), (X, y, result)
+
+
+def test_the_gap_of_a_trained_network_is_proved(tmp_path):
+    gap, (X, y, result) = the_gap(tmp_path, timeout=20)
+    assert gap.bound_kind == "proved"
+    assert gap.bound <= gap.local_search_bound + 1e-6
+    assert gap.objective == pytest.approx(result.objective, rel=1e-9)
+    assert gap.gap < 0.01
+    assert "local-search" in str(gap)
+    bounds = [bound for _, _, bound in gap.proof.stages]
+    assert bounds == sorted(bounds)
+    trained = train(X, y, weight_decay=0.05, hidden_bias=False, random_state=0, prove="fast", proof_seconds=20)
+    assert trained.bound_kind == "proved"
+    assert trained.bound == pytest.approx(gap.bound, rel=1e-3)
+
+
+def bump(number, by=1):
+    number["values"] = number["values"] + by
+
+
+def first_entry(number):
+    row = number["values"]
+    while isinstance(row[0], list):
+        row = row[0]
+    row[0] += 1 << max(number["scale"] - 3, 0)
+
+
+TAMPERINGS = {
+    "bound": lambda doc: bump(doc["claim"]["bound"], 1 << 50),
+    "objective": lambda doc: bump(doc["claim"]["objective"], -(1 << 50)),
+    "weight decay": lambda doc: bump(doc["claim"]["data"]["weight_decay"]),
+    "data": lambda doc: first_entry(doc["claim"]["data"]["X"]),
+    "targets": lambda doc: first_entry(doc["claim"]["data"]["targets"]),
+    "network": lambda doc: first_entry(doc["claim"]["network"]["W"]),
+    "loss": lambda doc: doc["claim"]["data"].update(loss="hinge"),
+    "bias": lambda doc: doc["claim"]["data"].update(output_bias=1 - doc["claim"]["data"]["output_bias"]),
+    "digest": lambda doc: doc.update(digest="0" * 64),
+    "dual point": lambda doc: first_entry(doc["proof"]["v"]),
+    "a sign is missing": lambda doc: doc["proof"]["signs"].pop(),
+    "a leaf is missing": lambda doc: doc["proof"]["signs"][0]["leaves"].pop(),
+    "unknown key": lambda doc: doc["proof"].update(extra=1),
+    "negative product": lambda doc: doc["proof"]["signs"][0]["leaves"][0]["groups"][0]["pairs"][0].__setitem__(0, -1),
+    "outside a cone": lambda doc: doc["proof"]["signs"][0]["leaves"][0]["groups"][0]["first"][0].__setitem__(0, -1),
+    "a sample twice": lambda doc: doc["proof"]["signs"][0]["leaves"][0]["groups"][0]["indices"].__setitem__(0, 10**6),
+    "a single": lambda doc: doc["proof"]["signs"][0]["leaves"][0]["singles"].__setitem__(0, [-1, 0]),
+    "delta": lambda doc: doc["proof"]["signs"][0]["leaves"][0].update(delta=-(1 << 70)),
+}
+
+
+@pytest.fixture(scope="module")
+def file():
+    problem = problem_of("squared", 12, 3, 0.05)
+    network = train(problem.X, problem.loss.targets[:, 0], weight_decay=0.05, hidden_bias=False, random_state=0).network
+    from convexnn.network import from_torch
+
+    leaves = leaves_of(problem)
+    root = relaxed(problem, leaves)
+    leaves = tuple(replace(leaf, groups=np.array([[0, 1, 2, 3], [4, 5, 6, 7]])) for leaf in leaves)
+    assert root
+    return written(problem, best_of(relaxed(problem, leaves)), from_torch(network))
+
+
+def test_the_file_is_accepted(file):
+    facts = check(file.document).facts
+    assert any("any width" in fact for fact in facts)
+    assert any("global optimum" in fact for fact in facts)
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_tampered_files_are_rejected(file, name):
+    with pytest.raises(RejectedError):
+        check(changed(file, TAMPERINGS[name]))
+
+
+def test_rank_deficient_data_are_proved_in_the_users_columns():
+    problem = problem_of("squared", 10, 2, 0.05)
+    X = torch.cat([problem.X, problem.X @ torch.tensor([[1.0], [2.0]], dtype=torch.float64)], 1)
+    full = replace(problem, X=X)
+    reduced, reduction = reduce_to_rank(full)
+    assert reduction.basis is not None
+    proof = best_of(relaxed(reduced, leaves_of(reduced)))
+    file = written(full, proof, None, reduction.basis.numpy())
+    assert file.bound == pytest.approx(proof.value, rel=1e-4)
+
+
+def test_the_search_never_gets_worse_and_survives_interrupts(monkeypatch):
+    problem = problem_of("squared", 20, 3, 0.02)
+    network = train(problem.X, problem.loss.targets[:, 0], weight_decay=0.02, hidden_bias=False, random_state=0).network
+    from convexnn.network import from_torch
+
+    neurons = from_torch(network)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching, "written_cones", interrupted)
+    found = ProofSearch(problem, problem, None, neurons, problem.objective(neurons), float("inf"), 1e-6)
+    searching.run(found, dual_point_of(problem, neurons), "tree")
+    assert found.interrupted
+    assert found.best is not None
+    assert check(found.best.document)
+
+
+def test_bad_input_is_refused():
+    X, y = np.random.default_rng(0).standard_normal((12, 2)), np.arange(12.0)
+    one = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    two = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    with pytest.raises(InvalidInputError, match="one output"):
+        optimality_gap(two, X, np.stack([y, y], 1), weight_decay=0.1, proof="fast")
+    with pytest.raises(InvalidInputError, match="proof="):
+        optimality_gap(one, X, y, weight_decay=0.1, proof="slow")
+    with pytest.raises(InvalidInputError, match="GiB"):
+        check_size(10_000, 300, "fast", available=2.0**30)
+    with pytest.raises(InvalidInputError, match="timeout"):
+        optimality_gap(one, X, y, weight_decay=0.1, proof="fast", timeout=-1, max_seconds=0.1)
+    with pytest.raises(SolverError, match="more time"):
+        optimality_gap(one, X, y, weight_decay=0.1, proof="fast", timeout=1e-9, max_seconds=0.1)
+
+
+def test_nothing_is_no_bound():
+    assert NOTHING.value == -np.inf
+    assert {field.name for field in fields(NOTHING)} == {"value", "v", "regions"}
