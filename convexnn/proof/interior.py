@@ -42,7 +42,7 @@ class Iterate:
     lam: list[Cones]
     bias: float
     term: AbstractTerm
-    mu: float
+    mu: float  # total complementarity
     residual: float  # of stationarity, relative to the weight decay
 
     def dual_point(self) -> Float[Array, " n"]:
@@ -237,24 +237,31 @@ def iterates(problem: Relaxation, theta: float, max_steps: int = 60) -> Iterator
     degree = sum(k.degree for k in _all_scalings(problem, point)) + point.term.degree
     for _ in range(max_steps):
         try:
-            system = _prepare(problem, point)
-            mu = (_complementarity(point.s, point.lam) + point.term.complementarity()) / degree
-            predictor = _direction(problem, point, system, 0.0, None)
-            reach = min(1.0, _longest(system, predictor))
-            ahead = _move(problem, point, predictor, reach)
-            left = (_complementarity(ahead.s, ahead.lam) + ahead.term.complementarity()) / degree
-            sigma = min(1.0, max(left / mu, 0.0)) ** 3
-            direction = _direction(problem, point, system, sigma * mu, predictor)
-            t = min(1.0, 0.98 * _longest(system, direction))
-            point = _move(problem, point, direction, t)
-        except (LinAlgError, np.linalg.LinAlgError, ValueError):
+            point, t = _step(problem, point, degree)
+        except (LinAlgError, ValueError, FloatingPointError):
             return
-        residual = max(float(np.abs(part).max()) for part in system.dual) / problem.weight_decay
-        mu = (_complementarity(point.s, point.lam) + point.term.complementarity()) / degree
-        point = replace(point, mu=mu * degree, residual=residual)
         yield point
         if t < 1e-4:
             return
+
+
+def _step(problem: Relaxation, point: Iterate, degree: int) -> tuple[Iterate, float]:
+    """Predictor and corrector; the new point and the step length."""
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        system = _prepare(problem, point)
+        predictor = _direction(problem, point, system, 0.0, None)
+        ahead = _move(problem, point, predictor, min(1.0, _longest(system, predictor)))
+        mu = _total(point) / degree
+        sigma = min(1.0, max(_total(ahead) / degree / mu, 0.0)) ** 3
+        direction = _direction(problem, point, system, sigma * mu, predictor)
+        t = min(1.0, 0.98 * _longest(system, direction))
+        point = _move(problem, point, direction, t)
+        residual = max(float(np.abs(part).max()) for part in system.dual) / problem.weight_decay
+    return replace(point, mu=_total(point), residual=residual), t
+
+
+def _total(point: Iterate) -> float:
+    return _complementarity(point.s, point.lam) + point.term.complementarity()
 
 
 def _all_scalings(problem: Relaxation, point: Iterate) -> list[AbstractScaling]:

