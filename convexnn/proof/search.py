@@ -24,7 +24,7 @@ Array = np.ndarray
 
 EFFORTS = ("fast", "tree")
 _LIFTS = {"fast": ((200, 10),), "tree": ((200, 10), (400, 10), (10**9, 10), (10**9, 20))}
-_MARGINS = {"fast": (1e-2, 1e-3), "tree": (1e-2, 2e-3, 3e-4, 5e-5)}  # of the dual point, for proofs by cones
+_MARGINS = {"fast": (1e-2, 1e-3), "tree": (1e-2, 1e-3, 1e-4)}  # of the dual point, for proofs by cones
 
 
 @dataclass(frozen=True)
