@@ -3,12 +3,15 @@
 Run it with: python examples/is_adam_globally_optimal.py
 """
 
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer
 
+from certify.proof.check import check_file
 from convexnn import optimality_gap, train
 
 WEIGHT_DECAY = 1e-2
@@ -57,3 +60,12 @@ print(f"""
 Adam is quick to come close, and says nothing about how close. The bound does, for any network of this
 form. Its kind here is {result.bound_kind!r}: the search for a better neuron found none. That is strong
 evidence, not a proof.""")
+
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder) / "adam.json.gz"
+    proved = optimality_gap(
+        network, X, y, loss="logistic", weight_decay=WEIGHT_DECAY, tol=1e-3, random_state=0,
+        proof="fast", timeout=10, out=file,
+    )  # fmt: skip
+    print(f"\nThis is a proof, of the last network of Adam (more time makes it closer):\n{proved}\n")
+    print(f"certify check {file.name}: {check_file(file)}")
