@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from convexnn.ascent import Candidates, ColumnPairs, evaluate, merge
 from convexnn.neurons import Neurons
-from convexnn.pricing import Candidates, ColumnPairs, Effort, evaluate, merge, search, starting_points
+from convexnn.pricing import Effort, search, starting_points
 from convexnn.problem import Problem
 from convexnn.programs import AbstractProgram, ConvexPoint
 from convexnn.result import relative_gap

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from convexnn.ascent import ColumnPairs
 from convexnn.data import positive, read_matrix, resolve_device
 from convexnn.duality import judge
 from convexnn.network import from_torch, layers_of
 from convexnn.neurons import Neurons
-from convexnn.pricing import ColumnPairs
 from convexnn.proof.report import check_provable, prove
 from convexnn.result import OptimalityGap, relative_gap
 from convexnn.solvers.loop import Limits, solve

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from convexnn.ascent import Candidates, ColumnPairs, distinct, evaluate
 from convexnn.duality import DualPoint, dual_point, judge
 from convexnn.errors import InvalidInputError
 from convexnn.neurons import Neurons, no_neurons, unit_rows
 from convexnn.patterns import Patterns, enumerate_patterns, improvement_probability, patterns_of, sample_patterns
-from convexnn.pricing import Candidates, ColumnPairs, distinct, evaluate
 from convexnn.problem import Problem
 from convexnn.programs import AbstractProgram, ConvexPoint, GatedProgram, ReLUProgram
 from convexnn.programs.base import neurons_of

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convexnn.losses import AbstractLoss
+from convexnn.nonnegative import nonnegative_minimiser
 
 _RIDGE = 1e-9  # relative to the mean curvature; raised where a Newton step fails
 
@@ -17,7 +18,7 @@ def signed_amplitudes(
     bias: Float[Tensor, "1"] | None,
     max_steps: int = 60,
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "1"] | None]:
-    """Non-negative amplitudes of features that carry their sign, by projected Newton steps."""
+    """Non-negative amplitudes of features that carry their sign: Newton's method over the non-negative orthant."""
     a, b = amplitudes.clamp(min=0.0), bias
     value = _value(features, loss, weight_decay, a, b)
     dual, ridge = loss.initial_dual(_output(features, a, b)), _RIDGE
@@ -25,18 +26,15 @@ def signed_amplitudes(
         F = _output(features, a, b)
         V = loss.negative_gradient(F)[:, 0]
         g = weight_decay - features.T @ V
-        free = (a > 1e-12 * a.sum()) | (g < -1e-12 * weight_decay)
-        if b is None and not bool(free.any()):
+        if _is_optimal(a, b, g, V, weight_decay):
             break
-        optimal = bool((torch.where(a > 0, g, g.clamp(max=0.0)).abs() < 1e-8 * weight_decay).all())
-        if optimal and (b is None or abs(float(V.sum())) < 1e-12 * float(V.abs().sum())):
-            break
+        open_ = torch.nonzero((a > 0) | (g < weight_decay))[:, 0]  # the others point away from the residual
         h = loss.curvature(F, dual)[:, 0]
-        step, b_step = _newton_direction(features[:, free], h, g[free], V, ridge, b is not None)
-        decrement = -float(g[free] @ step) - (0.0 if b_step is None else -float(V.sum() * b_step))
+        step, b_step = _newton_step(features[:, open_], h, (a[open_], g[open_], b), V, ridge)
+        decrement = -float(g[open_] @ step) + (0.0 if b_step is None else float(V.sum() * b_step))
         if decrement < 1e-13 * abs(value) and ridge == _RIDGE:
             break
-        moved = _projected_search(features, loss, weight_decay, (a, b, value), (free, g, step, b_step))
+        moved = _search(features, loss, weight_decay, (a, b, value), (open_, step, b_step, decrement))
         if moved is None:
             dual, ridge = loss.initial_dual(F), 1e3 * ridge
             if ridge > 1.0:
@@ -45,6 +43,11 @@ def signed_amplitudes(
         a, b, value = moved
         dual, ridge = loss.advance_dual(F, dual, _output(features, a, b) - F), max(_RIDGE, 0.1 * ridge)
     return a, b
+
+
+def _is_optimal(a: Tensor, b: Tensor | None, g: Tensor, V: Tensor, weight_decay: float) -> bool:
+    stationary = (torch.where(a > 0, g, g.clamp(max=0.0)).abs() < 1e-8 * weight_decay).all()
+    return bool(stationary) and (b is None or abs(float(V.sum())) < 1e-12 * float(V.abs().sum()))
 
 
 def _output(features: Tensor, a: Tensor, b: Tensor | None) -> Tensor:
@@ -56,35 +59,45 @@ def _value(features: Tensor, loss: AbstractLoss, weight_decay: float, a: Tensor,
     return float(loss.value(_output(features, a, b)) + weight_decay * a.sum())
 
 
-def _newton_direction(
-    features: Tensor, h: Tensor, g: Tensor, V: Tensor, ridge: float, with_bias: bool
+def _newton_step(
+    features: Tensor, h: Tensor, at: tuple[Tensor, Tensor, Tensor | None], V: Tensor, ridge: float
 ) -> tuple[Tensor, Tensor | None]:
-    if with_bias:
-        features = torch.cat([features, features.new_ones((len(features), 1))], 1)
-        g = torch.cat([g, -V.sum()[None]])
-    H = features.T @ (features * h[:, None])
+    """To the minimiser of the quadratic model over non-negative amplitudes, and the bias' part of the step."""
+    a, g, b = at
+    weighted = features * h[:, None]
+    H = features.T @ weighted
     diagonal = H.diagonal()
     diagonal += ridge * diagonal.mean() + torch.finfo(H.dtype).tiny
-    step = -torch.linalg.solve_ex(H, g).result  # of a singular matrix: a step that the search refuses
-    return (step[:-1], step[-1:]) if with_bias else (step, None)
+    if b is None:
+        return _nonnegative_step(H, g, a), None
+    # The bias follows the amplitudes: eliminated, so that its size does not round them away.
+    total, pull, push = h.sum(), weighted.sum(0), V.sum()
+    step = _nonnegative_step(H - torch.outer(pull, pull) / total, g + pull * (push / total), a)
+    return step, ((push - pull @ step) / total)[None]
 
 
-def _projected_search(
+def _nonnegative_step(H: Tensor, g: Tensor, a: Tensor) -> Tensor:
+    arrays = (part.double().cpu().numpy() for part in (H, g - H @ a, a))
+    return torch.from_numpy(nonnegative_minimiser(*arrays)).to(a) - a
+
+
+def _search(
     features: Tensor,
     loss: AbstractLoss,
     weight_decay: float,
     point: tuple[Tensor, Tensor | None, float],
-    direction: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    direction: tuple[Tensor, Tensor, Tensor | None, float],
 ) -> tuple[Tensor, Tensor | None, float] | None:
+    """Along the segment to the model's minimiser, which is feasible."""
     a, b, value = point
-    free, g, step, b_step = direction
+    index, step, b_step, decrement = direction
     scale = 1.0
     for _ in range(20):
         trial = a.clone()
-        trial[free] = (a[free] + scale * step).clamp(min=0.0)
+        trial[index] = (a[index] + scale * step).clamp(min=0.0)
         b_trial = b if b is None or b_step is None else b + scale * b_step
         new = _value(features, loss, weight_decay, trial, b_trial)
-        if new < value - 1e-6 * abs(float(g @ (trial - a))):
+        if new < value - 1e-6 * scale * abs(decrement):
             return trial, b_trial, new
         scale *= 0.5
     return None

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from convexnn.ascent import ColumnPairs, evaluate
 from convexnn.duality import DualPoint, Judgement, dual_point, judge, largest_maximum
 from convexnn.neurons import Neurons
-from convexnn.pricing import ColumnPairs, evaluate
 from convexnn.problem import Problem
 from convexnn.result import Status, TraceEntry, relative_gap
 from convexnn.solvers.sliding import SlidingFrankWolfe, SlidingState

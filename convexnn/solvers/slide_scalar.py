@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from convexnn.ascent import ColumnPairs
 from convexnn.neurons import Neurons
-from convexnn.pricing import ColumnPairs
 from convexnn.problem import Problem
 from convexnn.solvers.smoothing import Activations, Levels, dual_slope, squared_widths
 

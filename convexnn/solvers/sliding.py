@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from convexnn.ascent import Candidates, ColumnPairs, distinct
 from convexnn.duality import judge
 from convexnn.neurons import Neurons, no_neurons, unit_rows
-from convexnn.pricing import Candidates, ColumnPairs, Effort, distinct
+from convexnn.pricing import Effort
 from convexnn.problem import Problem
 from convexnn.solvers.amplitudes import group_amplitudes, signed_amplitudes
 from convexnn.solvers.slide_scalar import slide_scalar
@@ -51,10 +52,10 @@ class SlidingFrankWolfe:
     early: Effort = EARLY
     effort: Effort = ROUND
     confirmation: Effort | None = None  # None: by the size of the problem
-    n_added: int = 30
+    n_added: int = 60
     n_pool: int = 60
     end_level: float = 1e-8  # finest relative smoothing of a slide
-    accuracy: float = 0.1  # smoothing error that a slide may leave, as a share of the gap
+    accuracy: float = 0.3  # smoothing error that a slide may leave, as a share of the gap
 
     def init(self, problem: Problem, start: Neurons | None) -> SlidingState:
         """The best constant network, or the balanced start."""

@@ -6,10 +6,10 @@ import torch
 from convexnn_cases import inside_domain, normal, problem_of, random_neurons, seeded
 from convexnn_references import circle_maximum
 
+from convexnn.ascent import evaluate
 from convexnn.duality import dual_bound, dual_point, judge, largest_maximum
 from convexnn.losses import LOSSES
 from convexnn.neurons import Neurons
-from convexnn.pricing import evaluate
 from convexnn.solvers.sliding import ROUND
 from convexnn.training import train
 

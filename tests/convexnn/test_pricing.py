@@ -8,18 +8,9 @@ import torch
 from convexnn_cases import normal, random_neurons, seeded
 from convexnn_references import circle_maximum, correlations, sphere
 
+from convexnn.ascent import Candidates, ColumnPairs, ascend, distinct, evaluate, merge
 from convexnn.neurons import Neurons, no_neurons
-from convexnn.pricing import (
-    Candidates,
-    ColumnPairs,
-    Effort,
-    ascend,
-    distinct,
-    evaluate,
-    merge,
-    search,
-    starting_points,
-)
+from convexnn.pricing import Effort, search, starting_points
 from convexnn.solvers.sliding import CONFIRMATION, EARLY, ROUND
 
 EFFORTS = {"early": EARLY, "round": ROUND, "confirmation": CONFIRMATION}

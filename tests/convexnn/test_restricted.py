@@ -12,13 +12,13 @@ from convexnn_cases import TARGETS, normal, targets_of
 from convexnn_references import exact_optimum
 
 from convexnn import ConvexReLUClassifier, ConvexReLURegressor, Status, train
+from convexnn.ascent import evaluate
 from convexnn.data import read_loss
 from convexnn.duality import dual_point
 from convexnn.errors import DeviceError, InvalidInputError, SolverError
 from convexnn.losses import LOSSES
 from convexnn.neurons import Neurons, no_neurons
 from convexnn.patterns import sample_patterns
-from convexnn.pricing import evaluate
 from convexnn.problem import Problem
 from convexnn.programs import ReLUProgram
 from convexnn.restricted import METHODS, _bound_with, _Refinement

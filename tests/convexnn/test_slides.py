@@ -8,8 +8,8 @@ import torch
 from convexnn_cases import cvxpy_loss, normal, problem_of, random_neurons
 from convexnn_references import clarabel
 
+from convexnn.ascent import ColumnPairs
 from convexnn.losses import LOSSES
-from convexnn.pricing import ColumnPairs
 from convexnn.solvers import slide_vector as vector
 from convexnn.solvers.amplitudes import group_amplitudes, signed_amplitudes
 from convexnn.solvers.slide_scalar import slide_scalar
