@@ -331,7 +331,7 @@ X0 = [0.5, 0.5]
         ({"domain": 1.0}, ValueError, "expected a pair"),
         ({"domain": (np.zeros(3), np.ones(3))}, ValueError, "a domain limit has shape"),
         ({"domain": (np.nan, 1)}, ValueError, "a domain limit is NaN"),
-        ({"method": "magic"}, ValueError, "expected one of auto, complete, ibp, crown-ibp, deeppoly-0"),
+        ({"method": "magic"}, ValueError, "expected one of auto, complete, ibp, lipschitz, crown-ibp, deeppoly-0"),
         ({"timeout": 0}, ValueError, "timeout is 0"),
     ],
 )
