@@ -89,34 +89,36 @@ def ascend(
     if len(start) == 0:
         return start
     Z = start.U * start.values.clamp(min=torch.finfo(X.dtype).tiny)[:, None]
+    T = Z @ X.T
     for level in levels:
         for _ in range(steps):
-            Z, progress = _newton_step(X, V, Z, (level, scale), pairs)
+            Z, T, progress = _newton_step(X, V, (Z, T), (level, scale), pairs)
             if progress < 1e-14:
                 break
     return evaluate(X, V, torch.cat([start.U[:1], Z]))
 
 
 def _newton_step(
-    X: Tensor, V: Tensor, Z: Tensor, smoothing: tuple[float, float], pairs: ColumnPairs | None
-) -> tuple[Tensor, float]:
-    width, scale = smoothing
+    X: Tensor, V: Tensor, at: tuple[Tensor, Tensor], smoothing: tuple[float, float], pairs: ColumnPairs | None
+) -> tuple[Tensor, Tensor, float]:
+    """Memory traffic decides the time: passes over arrays of starts x samples are few, and in place."""
+    (Z, T), (width, scale) = at, smoothing
     square = (Z * Z).sum(1, keepdim=True)
-    T = Z @ X.T
     # Where the data are narrow along z, so is the smoothing.
-    E2 = width**2 * torch.minimum(scale**2 * square, X.shape[1] * (T * T).mean(1, keepdim=True))
-    Q = torch.sqrt(torch.addcmul(E2, T, T))
+    narrow = torch.linalg.vector_norm(T, dim=1, keepdim=True) ** 2 * (X.shape[1] / X.shape[0])
+    E2 = width**2 * torch.minimum(scale**2 * square, narrow)
+    Q = torch.addcmul(E2, T, T).sqrt_()
     D = T + Q  # twice the smoothed ReLU
     SV = unit_rows(D @ V) @ V.T
-    inverse = Q.reciprocal()
-    pull = SV * D
-    value = 0.5 * (square[:, 0] - pull.sum(1))
-    G = Z - 0.5 * (pull.mul_(inverse) @ X)
-    H = SV.clamp(max=0.0).mul_(inverse).mul_(inverse).mul_(inverse).mul_(-0.5 * E2)
+    value = 0.5 * (square[:, 0] - torch.linalg.vecdot(SV, D))
+    inverse = Q.reciprocal_()
+    H = SV * inverse
+    G = Z - 0.5 * (D.mul_(H) @ X)
+    H = H.clamp_(max=0.0).mul_(inverse.square_()).mul_(-0.5 * E2)
     P = newton_direction(X, H, G, pairs)
-    slope = (G * P).sum(1)
-    Z = _line_search(Z, P, T, P @ X.T, SV, E2, value, slope)
-    return Z, float(-(slope / square[:, 0].clamp(min=torch.finfo(X.dtype).tiny)).min())
+    slope = torch.linalg.vecdot(G, P)
+    Z, T = _line_search((Z, T), (P, P @ X.T), SV, E2, value, slope)
+    return Z, T, float(-(slope / square[:, 0].clamp(min=torch.finfo(X.dtype).tiny)).min())
 
 
 def newton_direction(
@@ -137,7 +139,7 @@ def _conjugate_gradients(X: Tensor, H: Tensor, R: Tensor, max_steps: int = 8) ->
     rr = (R * R).sum(1, keepdim=True)
     first, tiny = rr, torch.finfo(R.dtype).tiny
     for _ in range(max_steps):
-        AD = D + (H * (D @ X.T)) @ X
+        AD = torch.addmm(D, (D @ X.T).mul_(H), X)
         step = rr / (D * AD).sum(1, keepdim=True).clamp(min=tiny)
         P, R = P + step * D, R - step * AD
         new = (R * R).sum(1, keepdim=True)
@@ -148,30 +150,30 @@ def _conjugate_gradients(X: Tensor, H: Tensor, R: Tensor, max_steps: int = 8) ->
 
 
 def _line_search(
-    Z: Tensor, P: Tensor, T: Tensor, TP: Tensor, SV: Tensor, E2: Tensor, value: Tensor, slope: Tensor
-) -> Tensor:
+    at: tuple[Tensor, Tensor], along: tuple[Tensor, Tensor], SV: Tensor, E2: Tensor, value: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor]:
     """Armijo steps, row by row; rows that fail six times stay where they are."""
+    (Z, T), (P, TP) = at, along
     limit = value + 8 * torch.finfo(Z.dtype).eps * value.abs()
-    trial = Z + P
-    open_rows = torch.nonzero(_merit(trial, T + TP, SV, E2) > limit + 1e-4 * slope)[:, 0]
+    trial, T_trial = Z + P, T + TP
+    open_rows = torch.nonzero(_merit(trial, T_trial, SV, E2) > limit + 1e-4 * slope)[:, 0]
     step = 1.0
     for _ in range(5):
         if len(open_rows) == 0:
-            return trial
+            return trial, T_trial
         step *= 0.3
-        Z_open, T_open, TP_open, P_open = Z[open_rows], T[open_rows], TP[open_rows], P[open_rows]
-        moved = Z_open + step * P_open
-        merit = _merit(moved, T_open + step * TP_open, SV[open_rows], E2[open_rows])
-        trial[open_rows] = moved
+        moved, T_moved = Z[open_rows] + step * P[open_rows], T[open_rows] + step * TP[open_rows]
+        merit = _merit(moved, T_moved, SV[open_rows], E2[open_rows])
+        trial[open_rows], T_trial[open_rows] = moved, T_moved
         open_rows = open_rows[merit > limit[open_rows] + 1e-4 * step * slope[open_rows]]
-    trial[open_rows] = Z[open_rows]
-    return trial
+    trial[open_rows], T_trial[open_rows] = Z[open_rows], T[open_rows]
+    return trial, T_trial
 
 
 def _merit(Z: Tensor, T: Tensor, SV: Tensor, E2: Tensor) -> Tensor:
     """||z||^2/2 - b'V'r_E(Xz) for each row z."""
-    smoothed = torch.sqrt(torch.addcmul(E2, T, T)).add_(T).mul_(SV)
-    return 0.5 * ((Z * Z).sum(1) - smoothed.sum(1))
+    doubled = torch.addcmul(E2, T, T).sqrt_().add_(T)
+    return 0.5 * ((Z * Z).sum(1) - torch.linalg.vecdot(doubled, SV))
 
 
 def distinct(candidates: Candidates, limit: int, cosine: float = 0.9999) -> Candidates:

@@ -17,7 +17,9 @@ from convexnn.neurons import Neurons
 from convexnn.problem import Problem
 from convexnn.solvers.smoothing import Activations, Levels, dual_slope, squared_widths
 
-_DENSE_LIMIT = 1600  # unknowns up to which the whole matrix is factorised
+_DENSE_LIMIT = 1600  # unknowns or samples up to which a matrix of their size is factorised
+_FEW_SAMPLES = 0.8  # samples for each unknown below which the samples' matrix is the cheaper one
+_ALONG = 1e-4  # curvature added along the neurons, relative to that of the penalty across them
 _STRIP = 256
 
 Duals = tuple[Tensor, Tensor | None]  # of the neurons' kinks, and of the loss's own
@@ -172,16 +174,66 @@ def _conjugate_gradients(
 def _preconditioner(
     X: Tensor, curvatures: tuple[Tensor, Tensor, Tensor], point: _Point, wd: float, pairs: ColumnPairs | None
 ) -> Callable[[Tensor], Tensor]:
-    """The factorised matrix in single precision where it is small, else its diagonal blocks."""
+    """The matrix factorised in single precision where unknowns or samples are few, else its diagonal blocks."""
     active, h, kinks = curvatures
-    if pairs is not None and point.Z.numel() <= _DENSE_LIMIT:
-        factor = _factorised(X, (active, h), _blocks(X, kinks, point, wd, pairs))
-        if factor is not None:
-            lower, scale = factor
-            return lambda r: (
-                scale * torch.cholesky_solve((r.reshape(-1, 1) * scale.reshape(-1, 1)), lower).reshape(r.shape)
-            )
+    if pairs is not None and min(point.Z.numel(), len(X)) <= _DENSE_LIMIT:
+        blocks = _blocks(X, kinks, point, wd, pairs)
+        factorise = _by_samples if len(X) < _FEW_SAMPLES * point.Z.numel() else _by_unknowns
+        inverse = factorise(X, (active, h), blocks, point, wd)
+        if inverse is not None:
+            return inverse
     return _block_preconditioner(X, kinks + active * active * h, point, wd, pairs)
+
+
+def _by_unknowns(
+    X: Tensor, data: tuple[Tensor, Tensor], blocks: Tensor, point: _Point, wd: float
+) -> Callable[[Tensor], Tensor] | None:
+    factor = _factorised(X, data, blocks)
+    if factor is None:
+        return None
+    lower, scale = factor
+    return lambda r: scale * torch.cholesky_solve((r.reshape(-1, 1) * scale.reshape(-1, 1)), lower).reshape(r.shape)
+
+
+def _by_samples(
+    X: Tensor, data: tuple[Tensor, Tensor], blocks: Tensor, point: _Point, wd: float
+) -> Callable[[Tensor], Tensor] | None:
+    """(B + J'J)^-1 = L^-T (I - Y (I + Y'Y)^-1 Y') L^-1 with B = L L' and Y = L^-1 J': a matrix of the samples' size.
+
+    B has next to no curvature along the neurons themselves, where all of it comes from J: a little is added.
+    """
+    active, h = data
+    unit = point.Z / point.norms[:, None]
+    blocks = blocks + (_ALONG * wd / point.norms)[:, None, None] * (unit[:, :, None] * unit[:, None, :])
+    lower, info = torch.linalg.cholesky_ex(blocks)
+    if bool(info.any()):
+        return None
+    identity = torch.eye(X.shape[1], dtype=X.dtype, device=X.device).expand_as(lower)
+    inverse = torch.linalg.solve_triangular(lower, identity, upper=False).float()
+    Y = (inverse @ X.T.float()).mul_((active * h.sqrt()).float()[:, None, :]).reshape(-1, len(X))
+    gram = _lower_gram(Y.T)
+    gram.diagonal().add_(1.0)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if int(failed):
+        return None
+
+    def apply(r: Tensor) -> Tensor:
+        w = torch.bmm(inverse, r[:, :, None])
+        w = w.reshape(-1, 1)
+        w = w - Y @ torch.cholesky_solve(Y.T @ w, factor)
+        return torch.bmm(inverse.transpose(1, 2), w.reshape(*r.shape, 1))[:, :, 0]
+
+    return apply
+
+
+def _lower_gram(J: Tensor) -> Tensor:
+    """The lower triangle of J J', which is all that Cholesky reads."""
+    size = len(J)
+    H = J.new_zeros((size, size))
+    for low in range(0, size, _STRIP):
+        high = min(low + _STRIP, size)
+        H[low:high, :high] = J[low:high] @ J[:high].T
+    return H
 
 
 def _factorised(X: Tensor, data: tuple[Tensor, Tensor], blocks: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -189,10 +241,7 @@ def _factorised(X: Tensor, data: tuple[Tensor, Tensor], blocks: Tensor) -> tuple
     active, h = data
     k, d = len(active), X.shape[1]
     J = ((active * h.sqrt()).float()[:, None, :] * X.T.float()).reshape(k * d, -1)
-    H = J.new_zeros((k * d, k * d))
-    for low in range(0, k * d, _STRIP):  # the lower triangle, which is all that Cholesky reads
-        high = min(low + _STRIP, k * d)
-        H[low:high, :high] = J[low:high] @ J[:high].T
+    H = _lower_gram(J)
     H.reshape(k, d, k, d).diagonal(dim1=0, dim2=2).add_(blocks.float().permute(1, 2, 0))
     scale = H.diagonal().clamp(min=1e-37).rsqrt()
     H *= scale[:, None] * scale

@@ -23,8 +23,8 @@ from convexnn.solvers.smoothing import Levels
 EARLY = Effort(n_starts=192, generations=0, levels=(3e-2, 3e-3, 1e-3, 1e-4))
 ROUND = Effort()
 _LARGE = 2_000_000  # entries of X above which a confirmation makes fewer, still fresh, starts
-LARGE_CONFIRMATION = Effort(n_starts=384, hops=192, generations=6, patience=2, n_elite=300)
-CONFIRMATION = Effort(n_starts=768, hops=576, generations=16, patience=4, n_elite=300)
+LARGE_CONFIRMATION = Effort(n_starts=384, hops=96, flips=192, generations=6, patience=2, n_elite=300)
+CONFIRMATION = Effort(n_starts=1536, hops=192, flips=256, generations=16, patience=3, n_elite=300)
 
 
 @dataclass(frozen=True)

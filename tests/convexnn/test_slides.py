@@ -10,6 +10,7 @@ from convexnn_references import clarabel
 
 from convexnn.ascent import ColumnPairs
 from convexnn.losses import LOSSES
+from convexnn.solvers import slide_scalar as scalar
 from convexnn.solvers import slide_vector as vector
 from convexnn.solvers.amplitudes import group_amplitudes, signed_amplitudes
 from convexnn.solvers.slide_scalar import slide_scalar
@@ -166,3 +167,28 @@ def test_preconditioner_of_one_neuron_is_the_inverse_of_its_hessian(name):
     back = product(*precondition(r))
     torch.testing.assert_close(back[0], r[0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(back[1], r[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["squared", "logistic"])
+@pytest.mark.parametrize("along", [0.0, scalar._ALONG])
+def test_both_factorisations_invert_the_matrix_of_a_scalar_slide(name, along):
+    """blockdiag(B) + J'J, J = [a_j sqrt(h) x']: built densely here, with the curvature that is added along neurons."""
+    problem = problem_of(name, 9, 3, 0.05)
+    X, Z = problem.X, normal(5, 3, seed=2)
+    setting = scalar._setting(problem, torch.sign(normal(5, 1, seed=3)), (Z, Z @ X.T), 0.3)
+    point = scalar._evaluate(setting, Z, torch.zeros(1, dtype=torch.float64), Z @ X.T)
+    active, kinks, h = normal(5, 9, seed=4), normal(5, 9, seed=5).abs(), normal(1, 9, seed=6).abs()[0]
+    blocks = scalar._blocks(X, kinks, point, 0.05, ColumnPairs.fit(X))
+    J = (active * h.sqrt()).T[:, :, None] * X[:, None, :]
+    H = J.reshape(9, -1).T @ J.reshape(9, -1)
+    unit = Z / point.norms[:, None]
+    for j in range(5):
+        own = slice(3 * j, 3 * j + 3)
+        H[own, own] += (X * kinks[j][:, None]).T @ X + 0.05 / point.norms[j] * (
+            torch.eye(3) - (1 - along) * torch.outer(unit[j], unit[j])
+        )
+    factorise = scalar._by_samples if along else scalar._by_unknowns
+    inverse = factorise(X, (active, h), blocks.clone(), point, 0.05)
+    r = normal(5, 3, seed=7)
+    back = H @ inverse(r.float()).double().reshape(-1)
+    torch.testing.assert_close(back.reshape(5, 3), r, rtol=1e-3, atol=1e-3)
