@@ -21,7 +21,7 @@ class Effort:
     """How hard to search: smoothing levels of a climb, numbers of starts, generations of hops and flips."""
 
     n_starts: int = 64
-    hops: int = 256
+    hops: int = 128
     flips: int = 256
     generations: int = 1
     patience: int = 1
@@ -31,7 +31,7 @@ class Effort:
     flip_levels: tuple[float, ...] = (1e-3, 1e-4, 1e-5)
     steps: int = 2
     survivors: float = 0.6  # of the starts that go on to the next level
-    n_polished: int = 60
+    n_polished: int = 40
     polish: tuple[float, ...] = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
 
