@@ -270,8 +270,7 @@ class _Program:
         lp.a_matrix_.start_ = np.searchsorted(start, np.arange(len(rows) + 1)).astype(np.int32)
         lp.a_matrix_.index_ = index.astype(np.int32)
         lp.a_matrix_.value_ = rows[start, index]
-        solver = highspy.Highs()
-        solver.setOptionValue("output_flag", False)
+        solver = _SilentHighs()
         solver.setOptionValue("threads", 1)
         # After a change of the objective, the dual simplex takes half the time of the primal one.
         solver.setOptionValue("simplex_strategy", 1)
@@ -283,6 +282,15 @@ class _Program:
             return np.zeros(0), np.zeros(0)
         lower, upper = zip(*self.limits, strict=True)
         return np.concatenate(lower), np.concatenate(upper)
+
+
+class _SilentHighs(highspy.Highs):
+    """Nothing on standard output, where pipelines read answers: HiGHS says its name when it takes up its callbacks."""
+
+    def enableCallbacks(self) -> None:  # noqa: N802
+        self.setOptionValue("output_flag", False)
+        super().enableCallbacks()
+        self.setOptionValue("output_flag", False)
 
 
 def _flat(value: Tensor) -> Vector:

@@ -1,5 +1,7 @@
 """Linear programs, cuts over groups of neurons, and what is never looser than what."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, product
@@ -291,3 +293,14 @@ def test_slopes_of_deeppoly_are_zero_or_one():
         DeepPoly(2)
     with pytest.raises(InvalidInputError, match="at least one"):
         Intersection(())
+
+
+def test_nothing_is_printed_where_pipelines_read_answers():
+    """In a program of its own: HiGHS says its name once."""
+    code = (
+        "import certify, torch; from torch import nn; torch.manual_seed(0)\n"
+        "net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))\n"
+        "certify.verify(net, torch.zeros(3), label=0, eps=1.0, method='lp')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=120)
+    assert run.stdout == b""
