@@ -113,6 +113,10 @@ def lbfgs(problem: Problem, *, width: int = 200, max_seconds: float = 30.0) -> l
     return out
 
 
+class PeerFailedError(RuntimeError):
+    """A peer gave up: said so in the table, and the others go on."""
+
+
 def sampled_patterns(X: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
     """Distinct activation patterns (n, P) of Gaussian directions, the empty one left out."""
     rng = np.random.default_rng(seed)
@@ -134,7 +138,10 @@ def cvxpy_clarabel(problem: Problem, *, patterns: int) -> list[Checkpoint]:
     loss = cp.sum_squares(f - y) / (2 * n) if problem.loss == "squared" else cp.sum(cp.logistic(-cp.multiply(y, f))) / n
     penalty = cp.sum(cp.norm(V, 2, axis=0)) + cp.sum(cp.norm(Z, 2, axis=0))
     cones = [cp.multiply(2 * D - 1, X @ V) >= 0, cp.multiply(2 * D - 1, X @ Z) >= 0]
-    cp.Problem(cp.Minimize(loss + problem.weight_decay * penalty), cones).solve(solver="CLARABEL")
+    try:
+        cp.Problem(cp.Minimize(loss + problem.weight_decay * penalty), cones).solve(solver="CLARABEL")
+    except cp.SolverError as error:
+        raise PeerFailedError(f"{error} ({time.perf_counter() - started:.1f} s)") from error
     seconds = time.perf_counter() - started
     W = np.concatenate([V.value.T, Z.value.T])
     signs = np.repeat([1.0, -1.0], D.shape[1])[:, None]

@@ -30,7 +30,16 @@ import torch
 
 import convexnn
 from benchmarks.data import shared_file
-from benchmarks.peers import Checkpoint, Problem, active_neurons, adam, cvxpy_clarabel, lbfgs, scnn_al
+from benchmarks.peers import (
+    Checkpoint,
+    PeerFailedError,
+    Problem,
+    active_neurons,
+    adam,
+    cvxpy_clarabel,
+    lbfgs,
+    scnn_al,
+)
 
 LEVELS = (1e-2, 1e-4, 1e-6)
 
@@ -170,6 +179,8 @@ def run_small(quick: bool) -> None:
                 rows.append(judged(problem, name, solve()))
             except ImportError as error:
                 print(f"{name}: not installed ({error})")
+            except PeerFailedError as error:
+                print(f"{problem.name}, {problem.loss}, {problem.weight_decay:g}: {name} failed: {error}")
         report(problem, rows, max(result.bound, accurate.bound))
         verdicts(rows, result.seconds, problem.weight_decay == 1e-2)
 

@@ -53,6 +53,7 @@ class SlidingFrankWolfe:
     effort: Effort = ROUND
     confirmation: Effort | None = None  # None: by the size of the problem
     n_added: int = 60
+    n_added_groups: int = 15  # several outputs: the convex step leaves more of them in, and slides are dearer
     n_pool: int = 60
     end_level: float = 1e-8  # finest relative smoothing of a slide
     accuracy: float = 0.3  # smoothing error that a slide may leave, as a share of the gap
@@ -87,9 +88,9 @@ class SlidingFrankWolfe:
         self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None, deadline: float = float("inf")
     ) -> SlidingState:
         """Add the worst violators, solve for the amplitudes, slide all neurons, merge."""
-        violators = distinct(state.candidates, 3 * self.n_added)
+        limit = self.n_added if problem.loss.n_outputs == 1 else self.n_added_groups
+        violators = distinct(state.candidates, limit)
         violators = violators.take(violators.values > problem.weight_decay * (1 + 1e-9))
-        violators = violators.take(slice(self.n_added))
         # Smoothing raises a loss with kinks by at most half this width, and leaves V in the dual domain.
         problem = problem.smoothed(min(8 * state.gap * state.objective, 0.3))
         neurons = self._amplitudes(problem, state, violators)
