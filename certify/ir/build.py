@@ -40,8 +40,9 @@ from certify.ir.ops import (
 )
 from certify.ir.simplify import simplify
 
-LARGEST = 2**27  # entries of one value or constant: 1 GiB in float64
-_MOST = 2**28  # entries of all values, or of all constants that a file computes
+LARGEST = 2**27  # entries of a constant that a file holds: 1 GiB in float64
+_COMPUTED = 2**25  # entries of a value, or of a constant that a file computes: a few bytes can ask for them
+_MOST = 2**27  # entries of all values, or of all constants that a file computes
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Value:
     shape: Shape
 
 
-def require_size(shape: tuple[int, ...], what: str) -> None:
+def require_size(shape: tuple[int, ...], what: str, most: int = _COMPUTED) -> None:
     """Raises `InvalidInputError` for an array that a file has no business to ask for."""
-    if min(shape, default=0) < 0 or prod(shape) > LARGEST:
+    if min(shape, default=0) < 0 or prod(shape) > most:
         raise InvalidInputError(
-            f"{what} has shape {shape}; expected axes that are not negative and at most {LARGEST} entries"
+            f"{what} has shape {shape}; expected axes that are not negative and at most {most} entries"
         )
 
 
@@ -250,7 +251,7 @@ class Builder:
 
     def clip(self, value: Value, lower: float, upper: float) -> Value:
         """min(max(x, lower), upper), either limit may be infinite."""
-        if lower > upper:
+        if not lower <= upper:
             raise UnsupportedOp(f"clipping to [{lower}, {upper}], an empty interval, is not supported")
         if lower > -np.inf:
             value = self.pointwise(self.scale(value, 1.0, -lower), ReLU())

@@ -1,9 +1,6 @@
 """An ONNX file as plain Python and numpy: nothing in it is executed, and sizes are checked before memory is used."""
 
-import gzip
-import io
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -13,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from certify.errors import InvalidInputError, InvalidTypeError, MissingDependencyError, UnsupportedOp
-from certify.ir.build import require_size
+from certify.ir.build import LARGEST, require_size
+from certify.packed import unpacked
 
 _LARGEST_FILE = 2**31  # protobuf itself reads no more
-_GZIP = b"\x1f\x8b"
 _REAL = ("float16", "bfloat16", "float32", "float64")
 _NUMBERS = (*_REAL, "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 
@@ -81,7 +78,10 @@ def read_program(source: Any) -> Program:
         content = _read(path)
     else:
         raise InvalidTypeError(f"the network is a {type(source).__name__}; expected a path, or the bytes of a file")
-    content = _unpacked(content)
+    try:
+        content = unpacked(content, _LARGEST_FILE)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"the network is {error}") from error.__cause__
     model = _parsed(content)
     program = _program(model, content, None if path is None else path.resolve().parent)
     external = any(t.data_location == 1 for t in model.graph.initializer)
@@ -96,19 +96,6 @@ def _read(path: Path) -> bytes:
             return stream.read(_LARGEST_FILE)
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {error.strerror}; check the path of the network") from error
-
-
-def _unpacked(content: bytes) -> bytes:
-    if not content.startswith(_GZIP):
-        return content
-    try:
-        with gzip.open(io.BytesIO(content)) as stream:
-            unpacked = stream.read(_LARGEST_FILE + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidInputError(f"the compressed network is damaged: {error}; fetch the file again") from error
-    if len(unpacked) > _LARGEST_FILE:
-        raise InvalidInputError(f"the compressed network unpacks to more than {_LARGEST_FILE} bytes")
-    return unpacked
 
 
 def _parsed(content: bytes) -> Any:
@@ -190,7 +177,7 @@ def array_of(tensor: Any, folder: Path | None) -> np.ndarray:
     from onnx import helper, numpy_helper
 
     shape = tuple(tensor.dims)
-    require_size(shape, f"the tensor {tensor.name!r}")
+    require_size(shape, f"the tensor {tensor.name!r}", LARGEST)
     try:
         kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     except (KeyError, TypeError, ValueError) as error:
@@ -205,7 +192,8 @@ def array_of(tensor: Any, folder: Path | None) -> np.ndarray:
             array = numpy_helper.to_array(tensor)
         except (ValueError, TypeError) as error:
             raise InvalidInputError(f"the tensor {tensor.name!r} cannot be read: {error}") from error
-    return np.array(array, dtype=np.float64 if kind.name in _REAL else np.int64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN, which is refused where it is used
+        return np.array(array, dtype=np.float64 if kind.name in _REAL else np.int64)
 
 
 def _require_data(tensor: Any, shape: tuple[int, ...], kind: np.dtype) -> None:

@@ -13,10 +13,15 @@ import numpy as np
 from certify.ir.graph import Graph, Node
 from certify.ir.ops import AbstractOp, Conv, Linear, Reshape, Scale, Select
 
+_LARGEST = 2**24  # entries of a product that has more than its factors
+
 Rule = Callable[[Any, Any], AbstractOp | None]
 
 
-def _linear_linear(first: Linear, second: Linear) -> Linear:
+def _linear_linear(first: Linear, second: Linear) -> Linear | None:
+    fan_in, width, fan_out = first.weight.shape[1], len(first.weight), len(second.weight)
+    if fan_in * fan_out > max(_LARGEST, width * (fan_in + fan_out)):
+        return None  # a bottleneck: the product of two small matrices is a large one
     return Linear(second.weight @ first.weight, second.weight @ first.bias + second.bias)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from certify.errors import EmptyQueryError, QueryError
 from certify.properties.query import Case, Query, around, enclose
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _LONGEST_NUMBER = 400  # characters
 # What the disjunctions of one file may expand to.
 MOST_CONSTRAINTS = 2_000_000

@@ -1,17 +1,17 @@
 """S-expressions: the surface of VNN-LIB files, read without recursion and with line numbers for errors."""
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
-from certify.errors import QueryError
+from certify.errors import InvalidInputError, QueryError
+from certify.packed import unpacked
 
 _TOKEN = re.compile(r";[^\n]*|[()]|[^\s();]+")
 
 _DEEPEST = 100
+_MOST_TOKENS = 2**25  # which take about 2 GiB; a file of a million inputs has 22 million
 
 # A form is an atom or [index of its first token, form, form, ...].
 Form = str | list
@@ -26,22 +26,16 @@ def read_text(path: str | PathLike[str], limit: int) -> str:
     """
     with Path(path).open("rb") as stream:
         data = stream.read(limit + 1)
-    if data[:2] == b"\x1f\x8b":
-        data = _unpacked(path, limit)
     if len(data) > limit:
         raise QueryError(f"{path} has more than {limit} bytes; expected a smaller file (raise max_bytes)")
+    try:
+        data = unpacked(data, limit)
+    except InvalidInputError as error:
+        raise QueryError(f"{path} is {error}") from None
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise QueryError(f"{path} is not a text file ({error.reason} at byte {error.start})") from None
-
-
-def _unpacked(path: str | PathLike[str], limit: int) -> bytes:
-    try:
-        with gzip.open(path) as stream:
-            return stream.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise QueryError(f"{path} is a broken gzip archive: {error}") from None
 
 
 class Tokens:
@@ -49,6 +43,9 @@ class Tokens:
 
     def __init__(self, text: str) -> None:
         self._text = text
+        # Spaces and parentheses tell about how many, before any is made.
+        if sum(map(text.count, " \n\t()")) > _MOST_TOKENS:
+            raise QueryError(f"the text has more than {_MOST_TOKENS} names, numbers and parentheses; split the file")
         self.items: list[str] = [t for t in _TOKEN.findall(text) if t[0] != ";"]
 
     def line(self, index: int) -> int:

@@ -13,7 +13,7 @@ from certify.properties.linear import Atom, Constraint, Sizes, Variable, bound, 
 from certify.properties.query import Query
 from certify.properties.sexpr import Form, Tokens, short
 
-_NAME = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
+_NAME = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
 _STRICT = {"<=": False, ">=": False, "<": True, ">": True}
 _IGNORED = frozenset({"set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"})
 
@@ -82,6 +82,8 @@ class _Reader:
 
     def _command(self, form: list) -> Disjuncts | None:
         at, head = form[0], form[1] if len(form) > 1 else ""
+        if isinstance(head, list):
+            raise self._tokens.error("a command has no name; expected declare-const, declare-fun or assert", at)
         if head == "assert" and len(form) == 3:
             return self._disjuncts(form[2], at)
         if head == "declare-const" and len(form) == 4:

@@ -5,6 +5,7 @@ standard at https://www.vnnlib.org.
 """
 
 import json
+import re
 from dataclasses import replace
 from fractions import Fraction
 from math import prod
@@ -30,6 +31,7 @@ from certify.properties.sexpr import check_depth
 
 Disjuncts = list[list[Constraint]]
 
+_MOST_TEXT = 2**26  # the parser takes about 35 bytes for each
 _TYPES = {"Real": "real", "Unknown": "real", "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 
 
@@ -46,11 +48,15 @@ def parse_vnnlib2(text: str) -> Query:
         raise MissingDependencyError(
             "reading VNN-LIB 2.0 needs the package vnnlib; install it with pip install 'convexnn[vnnlib]'"
         ) from error
+    if len(text) > _MOST_TEXT:
+        raise QueryError(f"the text has more than {_MOST_TEXT} characters, VNN-LIB 2.0's limit here; split the file")
     check_depth(text)
     try:
         parsed = vnnlib.parse_query_string(text)
     except vnnlib.VNNLibException as error:
         raise _explained(str(error)) from None
+    except Exception as error:  # numbers that it cannot hold, reports that cut a character in two, ...
+        raise _foreign(text, error) from None
     return _Reader(vnnlib, parsed).query()
 
 
@@ -62,6 +68,16 @@ def _explained(message: str) -> QueryError:
         return QueryError(told, int(first["line"]))
     except (ValueError, KeyError, IndexError, TypeError):
         return QueryError(" ".join(message.split())[:300])
+
+
+def _foreign(text: str, error: Exception) -> QueryError:
+    """What the parser has no report for: often a character that no token has (comments may)."""
+    plain = re.sub(r";[^\n]*", "", text)
+    found = re.search(r"[^\x00-\x7f]", plain)
+    if found is None:
+        return QueryError(f"it cannot be parsed ({type(error).__name__}: {error}); expected VNN-LIB 2.0")
+    line = plain.count("\n", 0, found.start()) + 1
+    return QueryError(f"the character {found[0]!r} is no part of VNN-LIB; expected ASCII outside comments", line)
 
 
 class _Reader:

@@ -167,6 +167,8 @@ def test_cases_with_one_box_share_it():
         (DECLARED + BOX + "\n(assert (<= X_7 1))", "line 7: 'X_7' is not declared"),
         (DECLARED + BOX + "\n\n(assert (<= Y_0 abc))", "line 8: 'abc' is neither"),
         (DECLARED + BOX + "\n(assert (<= Y_0 0x10))", "line 7"),
+        (DECLARED + BOX + "\n(assert (<= Y_0 \u0663))", "line 7"),  # a digit, though not one of ours
+        (DECLARED + BOX + "\n(declare-const X_2\u0663 Real)", "line 7: a declared name is not of the form"),
         (DECLARED + BOX + "\n(assert (<= Y_0 nan))", "line 7"),
         (DECLARED + BOX + "\n(assert (<= Y_0 1e999))", "line 7: the number 1e999 is out of range"),
         (DECLARED + BOX + "\n(assert (<= Y_0 1e99999999999999999999))", "out of range"),
