@@ -163,9 +163,14 @@ def _add_check(commands: Any) -> None:
         description="Accept a proof file and say what it proves (exit status 0), or reject it with the reason (1); "
         "2 is for a file that cannot be read. Options say what the proof has to be about.",
     )
-    check.add_argument("proof", type=Path, help="the file that verify(..., proof=FILE) wrote")
+    check.add_argument(
+        "proof", type=Path, help="what verify(..., proof=FILE) or convexnn's optimality_gap(..., out=FILE) wrote"
+    )
     check.add_argument("--model", type=Path, metavar="NET.onnx", help="the network, weight by weight")
     check.add_argument("--label", type=int, help="the class that is kept")
+    check.add_argument(
+        "--data", type=Path, metavar="DATA.npz", help="the training data X and y (and weights), number by number"
+    )
     check.set_defaults(run=_check)
 
 
@@ -304,6 +309,14 @@ def _accuracy(options: argparse.Namespace) -> int:
 
 def _labelled(path: Path) -> "tuple[np.ndarray, np.ndarray]":
     """The arrays X and y of an .npz file."""
+    X, y, _ = _arrays(path)
+    assert X is not None
+    assert y is not None
+    return X, y
+
+
+def _arrays(path: Path) -> "tuple[np.ndarray | None, ...]":
+    """The arrays X, y and, where there are any, weights of an .npz file."""
     import zipfile
     import zlib
 
@@ -315,7 +328,7 @@ def _labelled(path: Path) -> "tuple[np.ndarray, np.ndarray]":
         with np.load(path, allow_pickle=False) as data:
             if not {"X", "y"} <= set(data.files):
                 raise ValueError(f"{path} has the arrays {data.files}; expected X (inputs) and y (labels)")
-            return data["X"], data["y"]
+            return data["X"], data["y"], data["weights"] if "weights" in data.files else None
     except (EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -324,6 +337,8 @@ def _check(options: argparse.Namespace) -> int:
     from certify.proof.check import RejectedError, check_file
 
     given: dict[str, Any] = {} if options.label is None else {"label": options.label}
+    if options.data is not None:
+        given["samples"] = _samples(options.data)
     if options.model is not None:
         from certify.ir.from_onnx import graph_from_onnx
         from certify.proof.emit.chain import exact_network
@@ -335,3 +350,22 @@ def _check(options: argparse.Namespace) -> int:
         print(f"rejected: {error}")
         return 1
     return 0
+
+
+def _samples(path: Path) -> Any:
+    """The training data of an .npz file, as the rational numbers that they are."""
+    import numpy as np
+
+    from certify.proof.check.given import Samples
+    from certify.proof.writing import exact
+
+    X, y, weights = _arrays(path)
+    assert X is not None
+    assert y is not None
+    if X.ndim != 2 or X.size == 0 or y.size != len(X) or (weights is not None and weights.size != len(X)):
+        shapes = ", ".join(str(part.shape) for part in (X, y, weights) if part is not None)
+        raise ValueError(f"{path} has the shapes {shapes}; expected X (n, d), y (n), and weights (n) if any")
+    for part in (X, y, weights):
+        if part is not None and not (part.dtype.kind in "biuf" and np.isfinite(part).all()):
+            raise ValueError(f"{path} has entries that are no finite numbers; give X and y as training took them")
+    return Samples(exact(X), exact(y.ravel()), None if weights is None else exact(weights.ravel()))

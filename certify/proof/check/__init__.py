@@ -13,7 +13,7 @@ from typing import Any
 from certify.proof.artefact import FORMAT, VERSION, ProofError, RejectedError, UnreadableError, fields, load, require
 
 # Every kind of proof is a module with `read_claim(json) -> Claim`, whose `digest` is the SHA-256 of the claim, and
-# `check(claim, proof, **given) -> tuple of sentences`, which raises `RejectedError`.
+# `check(claim, proof, **given) -> tuple of sentences`, which raises `RejectedError`; `GIVEN` names what it compares.
 KINDS = {"margins": "certify.proof.check.margins", "training": "certify.proof.check.training"}
 
 
@@ -50,7 +50,8 @@ def check(document: Mapping[str, Any], **given: Any) -> Accepted:
 
     Args:
         document: as `certify.proof.artefact.load` returns it.
-        given: what the caller knows and the claim has to agree with; for margins `network`, `region`, `label`.
+        given: what the caller knows and the claim has to agree with; for margins `network`, `region`, `label`,
+            for training `data`, `samples`, `network`.
 
     Raises:
         RejectedError: the document proves nothing, or something else; says why.
@@ -62,6 +63,8 @@ def check(document: Mapping[str, Any], **given: Any) -> Accepted:
     kind = held["kind"]
     require(type(kind) is str and kind in KINDS, f"the kind {str(kind)[:40]!r} is unknown")
     judge = import_module(KINDS[kind])
+    for name in given:
+        require(name in judge.GIVEN, f"a proof of kind {kind} has no {name} to compare")
     claim = judge.read_claim(held["claim"])
     require(held["digest"] == claim.digest, "the claim is not the one that the digest is of")
     try:

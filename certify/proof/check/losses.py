@@ -42,3 +42,4 @@ _SAMPLE: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
 }
 
 LOSSES = tuple(_SAMPLE)
+SIGN_LOSSES = ("hinge", "logistic")  # with targets -1 and +1

@@ -11,6 +11,8 @@ from certify.proof.check.region import Region, read_region
 from certify.proof.check.rows import Hidden, centres, forms_minimum, read_rows, squared_radii
 from certify.proof.check.sdp import proves, read_multipliers
 
+GIVEN = ("network", "region", "label")  # what a caller may compare
+
 
 @dataclass(frozen=True)
 class Claim:

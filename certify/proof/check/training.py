@@ -16,10 +16,14 @@ from typing import Any
 
 from certify.proof.artefact import Dyadic, digest, dyadic, fields, integer, items, require
 from certify.proof.check.exact import product, root_up, transposed
-from certify.proof.check.losses import LOSSES, dual_value, loss_value
+from certify.proof.check.given import Samples, compare_network, compare_samples
+from certify.proof.check.losses import LOSSES, SIGN_LOSSES, dual_value, loss_value
+from certify.proof.check.network import Network as Chain
 from certify.proof.check.simplices import check_cones
 from certify.proof.check.spheres import check_region, scaled_dual, scaled_rows
 from certify.proof.check.trees import leaves_of
+
+GIVEN = ("data", "samples", "network")  # what a caller may compare
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def _read_data(value: Any) -> Data:
     weights = None if held["weights"] is None else dyadic(held["weights"], (n,), "the weights", sign=1)
     loss = held["loss"]
     require(type(loss) is str and loss in LOSSES, f"the loss {str(loss)[:20]!r} is unknown")
-    signs = loss == "squared" or all(abs(v) == 1 << targets.scale for v in targets.values)
+    signs = loss not in SIGN_LOSSES or all(abs(v) == 1 << targets.scale for v in targets.values)
     require(signs, "the targets of this loss have to be -1 and +1")
     decay = dyadic(held["weight_decay"], (), "the weight decay", sign=1)
     bias = integer(held["output_bias"], "output_bias", 0, 1)
@@ -131,16 +135,39 @@ def _read_network(value: Any, d: int) -> Network:
     )
 
 
-def check(claim: Claim, proof: Any, *, data: Data | None = None, network: Network | None = None) -> tuple[str, ...]:
+def check(
+    claim: Claim,
+    proof: Any,
+    *,
+    data: Data | None = None,
+    samples: Samples | None = None,
+    network: Network | Chain | None = None,
+) -> tuple[str, ...]:
     """What is proved, in sentences; the caller's data and network have to be those of the claim.
+
+    ``data`` fixes the settings too, ``samples`` the arrays only.
 
     Raises:
         RejectedError: something does not follow.
     """
     require(data is None or data.digest == claim.data.digest, "the proof is about other data or settings")
-    if network is not None:
-        held = claim.network
-        require(held is not None and held.digest == network.digest, "the proof is about another network")
+    held = claim.data
+    labels = held.loss in SIGN_LOSSES
+    compared = [] if samples is None else [compare_samples(samples, held.X, held.targets, held.weights, labels=labels)]
+    compared += [] if network is None else [_compare(network, claim.network)]
+    return (*_proved(claim, proof), *compared)
+
+
+def _compare(network: Network | Chain, held: Network | None) -> str:
+    require(held is not None, "the proof is about no network in particular")
+    assert held is not None
+    if isinstance(network, Chain):
+        return compare_network(network, held.W, held.a, held.bias)
+    require(held.digest == network.digest, "the proof is about another network")
+    return "the network is the one given"
+
+
+def _proved(claim: Claim, proof: Any) -> tuple[str, ...]:
     value = _proved_bound(claim.data, proof)
     require(fraction(claim.bound) <= value, f"the bound is not proved: only {float(value):.9g} is")
     if claim.network is None or claim.objective is None:
