@@ -5,8 +5,11 @@ The ascent smooths the kink of the ReLU, r_E(t) = (t + sqrt(t^2 + E^2)) / 2, min
 zero. Its stationary points are z = M u.
 """
 
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -48,6 +51,13 @@ class ColumnPairs:
         self._rows, self._columns = torch.triu_indices(d, d, device=X.device)
         self._products = X[:, self._rows] * X[:, self._columns]
         self._d = d
+
+    @cached_property
+    def single(self) -> "ColumnPairs":
+        """The same products in single precision, for preconditioners."""
+        out = copy(self)
+        out._products = self._products.float()
+        return out
 
     @staticmethod
     def fit(X: Float[Tensor, "n d"]) -> "ColumnPairs | None":
@@ -180,12 +190,14 @@ def distinct(candidates: Candidates, limit: int, cosine: float = 0.9999) -> Cand
     """The best candidates that differ in direction, or point to different outputs."""
     alike = (cosine < candidates.U @ candidates.U.T) & (candidates.B @ candidates.B.T > 0.5)
     same = alike.cpu().numpy()
+    taken = np.zeros(len(candidates), dtype=bool)
     chosen: list[int] = []
     for j in range(len(candidates)):
         if len(chosen) == limit:
             break
-        if not same[j, chosen].any():
+        if not taken[j]:
             chosen.append(j)
+            taken |= same[j]
     return candidates.take(torch.tensor(chosen, dtype=torch.int64, device=candidates.U.device))
 
 

@@ -31,7 +31,7 @@ class Effort:
     flip_levels: tuple[float, ...] = (1e-3, 1e-4, 1e-5)
     steps: int = 2
     survivors: float = 0.6  # of the starts that go on to the next level
-    n_polished: int = 40
+    n_polished: int = 20
     polish: tuple[float, ...] = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
 

@@ -79,7 +79,7 @@ def _setting(problem: Problem, at: tuple[Neurons, Tensor], level: float) -> _Set
 def _evaluate(setting: _Setting, neurons: Neurons, T: Tensor) -> _Point:
     act = Activations.at(T, setting.E2)
     H = 0.5 * act.doubled()
-    F = H.T @ neurons.A + neurons.bias
+    F = (neurons.A.T @ H).T + neurons.bias
     value = float(setting.problem.loss.value(F) + setting.problem.weight_decay * neurons.half_squared_norm())
     return _Point(neurons, act, H, F, value)
 
@@ -106,7 +106,7 @@ def _newton_direction(
 
 @dataclass(frozen=True)
 class _Model:
-    """What the second derivatives are made of. Single precision: the tolerance of a direction is a hundredth."""
+    """What the second derivatives are made of. Single precision: the tolerance of a direction is a tenth."""
 
     A: Float[Tensor, "k K"]
     H: Float[Tensor, "k n"]
@@ -124,15 +124,19 @@ def _model(problem: Problem, point: _Point, slopes: Tensor, kinks: Tensor, V: Te
 
 
 def _hessian(problem: Problem, model: _Model) -> Callable[[Tensor, Tensor, Tensor], Block]:
+    """Few outputs come first in every product: rows as long as the samples are what BLAS is fast at."""
     loss, wd, X = problem.to(torch.float32).loss, problem.weight_decay, problem.X.float()
     A, H, slopes, C = model.A, model.H, model.slopes, model.C
+    across = A.T.contiguous()
 
     def product(P: Tensor, q: Tensor, b: Tensor) -> Block:
         TP = P @ X.T
-        Y = loss.hessian_product(model.curvature, (slopes * TP).T @ A + H.T @ q + b)
-        out_W = wd * P + (slopes * (A @ Y.T) + model.kinks * TP) @ X - (C @ q[:, :, None])[:, :, 0]
-        out_A = wd * q + H @ Y - (C.mT @ P[:, :, None])[:, :, 0]
-        out_b = Y.sum(0) if problem.output_bias else torch.zeros_like(b)
+        moved = across @ (slopes * TP) + q.T @ H + b[:, None]
+        Y = loss.hessian_product(model.curvature, moved.T).T
+        pulled = (A @ Y).mul_(slopes).addcmul_(model.kinks, TP)
+        out_W = torch.addmm(P, pulled, X, beta=wd) - (C @ q[:, :, None])[:, :, 0]
+        out_A = wd * q + (Y @ H.T).T - (C.mT @ P[:, :, None])[:, :, 0]
+        out_b = Y.sum(1) if problem.output_bias else torch.zeros_like(b)
         return out_W, out_A, out_b
 
     return product
@@ -181,9 +185,15 @@ def _block_inverse(X: Tensor, curvature: Tensor, wd: float, pairs: ColumnPairs |
     if pairs is None:
         diagonal = (curvature @ (X * X) + wd).float()[:, :, None]
         return lambda r: r / diagonal
-    blocks = pairs.hessians(curvature)
+    blocks = pairs.single.hessians(curvature.float())
     blocks.diagonal(dim1=1, dim2=2).add_(wd)
-    inverse = torch.linalg.inv_ex(blocks).inverse.float()  # of a singular block: a step that the search refuses
+    lower, info = torch.linalg.cholesky_ex(blocks)
+    if bool(info.any()):
+        blocks = pairs.hessians(curvature)
+        blocks.diagonal(dim1=1, dim2=2).add_(wd)
+        inverse = torch.linalg.inv_ex(blocks).inverse.float()  # of a singular block: a step that the search refuses
+    else:
+        inverse = torch.cholesky_inverse(lower)
     return lambda r: torch.bmm(inverse, r)
 
 
@@ -203,8 +213,8 @@ def _conjugate_gradients(
     product: Callable[[Tensor, Tensor, Tensor], Block],
     precondition: Callable[[Block], Block],
     gradient: Block,
-    max_steps: int = 40,
-    tolerance: float = 1e-2,
+    max_steps: int = 20,
+    tolerance: float = 0.1,
 ) -> Block:
     """A descent direction; the Hessian may be indefinite: negative curvature is the last step's."""
     r: Block = (-gradient[0], -gradient[1], -gradient[2])
