@@ -21,6 +21,11 @@ class TriangleLP(AbstractProgram):
         """What a user calls it."""
         return "lp"
 
+    @property
+    def together(self) -> int:
+        """So few that a layer keeps several workers busy, so many that writing the programs costs little."""
+        return 24
+
     def solve(self, question: Question, model: LinearModel, objectives: Objectives) -> Sequence[Solution | None]:
         """One program for every objective, each from the last basis."""
         return [None if self.stopped else model.minimise(objective) for objective in objectives]

@@ -22,6 +22,7 @@ from certify.properties import Margins
 from certify.regions import AbstractRegion
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 Objectives = Float[np.ndarray, "rows variables_and_1"]
 
 
@@ -30,7 +31,9 @@ class AbstractProgram(AbstractMethod):
     """Linear programs for the margins and for every undecided entry of every hidden layer.
 
     Attributes:
-        workers: inputs treated at the same time, in threads; None leaves it to joblib's configuration.
+        workers: tasks at the same time, in threads (HiGHS frees the interpreter's lock); None leaves it to joblib's
+            configuration. A task is a few neurons of an input, or its margins; how many workers there are makes no
+            difference to the bounds.
         stop: asked between programs, whether time is over: the rest stays as substitution has it.
     """
 
@@ -41,6 +44,11 @@ class AbstractProgram(AbstractMethod):
     def largest_batch(self) -> int:
         """Few: only the attack and the substitution before are faster together."""
         return 8
+
+    @property
+    def together(self) -> int:
+        """Neurons of an input whose programs start from one another; other ones may run at the same time."""
+        return 2**30
 
     @property
     def stopped(self) -> bool:
@@ -69,17 +77,18 @@ class AbstractProgram(AbstractMethod):
         wanted = undecided(graph, bounds, k).flatten(1)
         lower, upper = (v.flatten(1).clone() for v in bounds[k])
 
-        def tighten(i: int) -> tuple[Int[Tensor, " some"], Float[Tensor, "2 some"]]:
-            index = wanted[i].nonzero()[:, 0]
-            return index, self._both_sides(_one(graph, region, bounds, i), k, index)
+        def tighten(task: tuple[int, Int[Tensor, " some"]]) -> Float[Tensor, "2 some"]:
+            i, index = task
+            return self._both_sides(_one(graph, region, bounds, i), k, index)
 
         some = wanted.any(1).nonzero()[:, 0].tolist()
-        for i, (index, both) in zip(some, self._map(tighten, some), strict=True):
+        tasks = [(i, index) for i in some for index in wanted[i].nonzero()[:, 0].split(self.together)]
+        for (i, index), both in zip(tasks, self._map(tighten, tasks), strict=True):
             lower[i, index], upper[i, index] = both[0], -both[1]
         shape = bounds.lower[k].shape
         return bounds.tightened(k, lower.reshape(shape), upper.reshape(shape))
 
-    def _map(self, task: Callable[[int], T], items: Sequence[int]) -> list[T]:
+    def _map(self, task: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
         return list(Parallel(n_jobs=self.workers, prefer="threads")(delayed(task)(i) for i in items))
 
     def _both_sides(self, question: Question, k: int, index: Int[Tensor, " some"]) -> Float[Tensor, "2 some"]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from certify.errors import UnsupportedOp
+from certify.errors import InvalidInputError, UnsupportedOp
 from certify.ir.build import Builder, Value
 from certify.ir.onnx_constants import shape_of
 from certify.ir.onnx_file import Call
@@ -20,6 +20,12 @@ Rule = Callable[..., Any]
 def _constant(operand: Operand, what: str) -> np.ndarray:
     if not isinstance(operand, np.ndarray):
         raise UnsupportedOp(f"{what} is not a constant: products of two values that both depend on the input")
+    return operand
+
+
+def _value(operand: Operand) -> Value:
+    if not isinstance(operand, Value):
+        raise InvalidInputError("an input is missing")
     return operand
 
 
@@ -51,8 +57,7 @@ def _sum_of(builder: Builder, left: Operand, right: Operand, coefficients: tuple
     c, d = coefficients
     if isinstance(left, Value):
         return builder.scale(left, c, d * _constant(right, "the other term"))
-    assert isinstance(right, Value)
-    return builder.scale(right, d, c * _constant(left, "the other term"))
+    return builder.scale(_value(right), d, c * _constant(left, "the other term"))
 
 
 def _add(builder: Builder, call: Call, *operands: Operand) -> Operand:
@@ -84,8 +89,7 @@ def _matmul(builder: Builder, call: Call, left: Operand, right: Operand) -> Valu
     if isinstance(left, Value):
         return _times_matrix(builder, left, _constant(right, "the right factor"))
     # A x = (x' A')'
-    matrix, value = _flat_matrix(_constant(left, "the left factor")), right
-    assert isinstance(value, Value)
+    matrix, value = _flat_matrix(_constant(left, "the left factor")), _value(right)
     if len(value.shape) == 1:
         return builder.linear(value, matrix)
     return _swapped(builder, builder.linear(_swapped(builder, value), matrix))
@@ -250,8 +254,7 @@ def _larger(builder: Builder, left: Operand, right: Operand, sign: float) -> Ope
     if isinstance(left, Value) and isinstance(right, Value):
         return builder.largest_of(left, right, sign)
     value, constant = (left, right) if isinstance(left, Value) else (right, left)
-    assert isinstance(value, Value)
-    return builder.above(value, _constant(constant, "a limit"), sign)
+    return builder.above(_value(value), _constant(constant, "a limit"), sign)
 
 
 def _cast(builder: Builder, call: Call, value: Value) -> Value:

@@ -61,7 +61,9 @@ def _ray(n_jobs: int | None, scheduler: str | None) -> Iterator[None]:
         import ray
         from ray.util.joblib import register_ray
     except ImportError as error:
-        raise MissingDependencyError("the backend ray needs Ray; install it with pip install ray") from error
+        raise MissingDependencyError(
+            "the backend ray needs Ray; install it with pip install 'convexnn[distributed]'"
+        ) from error
     register_ray()
     ray.init(address=scheduler, num_cpus=None if scheduler else n_jobs, include_dashboard=False)
     try:

