@@ -154,7 +154,7 @@ def _search(model: Network, query: Query, method: str, effort: _Effort) -> Query
         return _at_once(model, query, effort) or _by_phases(model, query, effort)
     chain = chain_of(model.graph)
     if chain is None and method == "auto":
-        return _by_phases(model, query, effort)
+        return _at_a_glance(model, query, effort) or _by_phases(model, query, effort)
     if chain is None:
         return QueryVerdict(Answer.UNKNOWN, None, -inf, "none", 0, 0.0)
     return _by_inputs(model, chain, query, effort, once=method == "bounds")
