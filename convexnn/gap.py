@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from convexnn.ascent import ColumnPairs
-from convexnn.data import positive, read_matrix, resolve_device
+from convexnn.data import read_matrix, resolve_device
 from convexnn.duality import judge
 from convexnn.network import from_torch, layers_of
 from convexnn.neurons import Neurons
-from convexnn.proof.report import check_provable, prove
+from convexnn.proof.report import Request, check_provable, prove
 from convexnn.result import OptimalityGap, relative_gap
 from convexnn.solvers.loop import Limits, solve
 from convexnn.solvers.sliding import SlidingFrankWolfe, confirmation_effort
@@ -37,6 +37,8 @@ def optimality_gap(
     proof: str | None = None,
     timeout: float | None = 60.0,
     out: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    workers: int = 1,
 ) -> OptimalityGap:
     """How far a trained network is from the best two-layer ReLU network of any width.
 
@@ -64,6 +66,11 @@ def optimality_gap(
         Seconds for the proof, the search for evidence not counted; None: no limit. A stage checks it between steps.
     out:
         File for the proof, packed unless its name ends in .json; ``certify check FILE`` judges it in exact arithmetic.
+    resume:
+        File of an earlier proof for the same data and settings, about this or another network: its bound holds for
+        all networks, so that it is checked and taken over, and the search goes on with what was not tried.
+    workers:
+        Threads that share a relaxation, and processes that share the cones.
 
     Returns
     -------
@@ -90,6 +97,7 @@ def optimality_gap(
     task = read_task(data, y, loss, weight_decay, biases, sample_weight, device)
     given = from_torch(network).to(device)
     check_fits(given, task.full)
+    request = Request(proof or "", timeout, tol, out, resume, workers)
     if proof is not None:
         check_provable(task.reduced, proof)
     as_given = task.full.objective(given)
@@ -114,10 +122,7 @@ def optimality_gap(
             (task.full, task.reduced),
             task.reduction,
             (given, best),
-            how=proof,
-            timeout=None if timeout is None else positive(timeout, "timeout"),
-            tol=tol,
-            out=out,
+            request,
         )
     return replace(
         evidence,

@@ -18,7 +18,7 @@ from convexnn.errors import InvalidInputError, ScalingWarning
 from convexnn.network import from_torch, layers_of, penalty, to_torch
 from convexnn.neurons import Neurons
 from convexnn.problem import Problem, Reduction, reduce_to_rank
-from convexnn.proof.report import check_provable
+from convexnn.proof.report import Request, check_provable
 from convexnn.proof.report import prove as prove_bound
 from convexnn.restricted import METHODS as RESTRICTED
 from convexnn.restricted import RestrictedAnswer, Restriction, solve_restricted
@@ -176,10 +176,7 @@ def _proved(
         (task.full, task.reduced),
         task.reduction,
         (given, task.reduction.restrict(given.to(task.reduced.X.device))),
-        how=how,
-        timeout=None if seconds is None else positive(seconds, "proof_seconds"),
-        tol=1e-4,
-        out=file,
+        Request(how, None if seconds is None else positive(seconds, "proof_seconds"), 1e-4, file),
     )
     return replace(
         result,

@@ -13,22 +13,27 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from joblib import Parallel, delayed
 
 from certify.proof.artefact import Dyadic, RejectedError
 from certify.proof.check import training as checker
 from certify.proof.check.losses import dual_value
-from certify.proof.check.spheres import RADIUS_BITS, Rows, scaled_rows
-from certify.proof.writing import as_json, document, exact, save
+from certify.proof.check.simplices import Span, within
+from certify.proof.check.spheres import RADIUS_BITS, Rows, Slab, exact_ranges, scaled_rows
+from certify.proof.check.trees import leaves_of
+from certify.proof.writing import as_float, as_json, document, exact, rounded, save
 from convexnn.errors import SolverError
 from convexnn.neurons import Neurons
 from convexnn.problem import Problem
 from convexnn.proof.bound import ProvedBound, RegionProof, scaled_by
 from convexnn.proof.certificate import quadratic, sphere_maximum
 from convexnn.proof.simplicial import covering
+from convexnn.proof.trees import Tree, tilts_of
 
 Array = np.ndarray
 
 _SHRINKAGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+_SPAN_BITS = 60
 _BITS = 60  # of the multipliers below the weight decay
 
 
@@ -79,22 +84,38 @@ def data_of(problem: Problem) -> checker.Data:
 
 
 def written_cones(
-    problem: Problem, v: Float[Array, " n"], neurons: Neurons | None, deadline: float
+    problem: Problem,
+    v: Float[Array, " n"],
+    neurons: Neurons | None,
+    seconds: float,
+    *,
+    basis: Float[Array, "d r"] | None = None,
+    workers: int = 1,
 ) -> WrittenProof | None:
-    """The proof of a given dual point by simplicial cones; None where the search ran out of time or cones."""
+    """The proof of a given dual point by simplicial cones; None where the search ran out of time or cones.
+
+    ``basis`` has orthonormal columns that span the rows of the data up to rounding: the cones are then of its columns.
+    """
     data = data_of(problem)
-    decay, scale = _scale(data)
+    _, scale = _scale(data)
     dual = Dyadic(_balanced(_whole(v * (1 - 1e-9), scale), data), scale)
-    signs = []
-    for sign in (1, -1):
-        cones = covering(data.X, dual, sign, decay, deadline=deadline)
-        if cones is None:
-            return None
-        signs.append({"cones": cones})
     try:
-        return _finished(data, dual, signs, neurons)
+        span = None if basis is None else span_of(data.X, basis)
+        X, decay = (data.X, data.weight_decay) if span is None else within(data.X, dual, data.weight_decay, span, "it")
+        found = Parallel(n_jobs=min(workers, 2))(
+            delayed(covering)(X, dual, sign, _float(decay), seconds=seconds) for sign in (1, -1)
+        )
+        if any(cones is None for cones in found):
+            return None
+        extra = {} if span is None else {"span": {"basis": as_json(span.basis), "rows": as_json(span.rows)}}
+        return finished(data, dual, [{"cones": cones, **extra} for cones in found], neurons)
     except RejectedError:
         return None
+
+
+def span_of(X: Dyadic, basis: Float[Array, "d r"]) -> Span:
+    """The basis and the data's rows in it, rounded."""
+    return Span(rounded(basis, _SPAN_BITS), rounded(as_float(X) @ basis, _SPAN_BITS))
 
 
 def _attempt(
@@ -109,7 +130,7 @@ def _attempt(
     dual = Dyadic(_balanced(_whole(proof.v * (1 - shrinkage), scale), data), scale)
     regions = [scaled_by(p, 1 - shrinkage) for p in proof.regions]
     signs = [_sign(rows, dual, [p for p in regions if p.sign == sign], decay, basis) for sign in (1, -1)]
-    return _finished(data, dual, signs, neurons)
+    return finished(data, dual, signs, neurons)
 
 
 def _scale(data: checker.Data) -> tuple[float, int]:
@@ -118,7 +139,7 @@ def _scale(data: checker.Data) -> tuple[float, int]:
     return decay, max(_BITS - math.frexp(decay)[1], 0)
 
 
-def _finished(data: checker.Data, dual: Dyadic, signs: list[dict[str, Any]], neurons: Neurons | None) -> WrittenProof:
+def finished(data: checker.Data, dual: Dyadic, signs: list[dict[str, Any]], neurons: Neurons | None) -> WrittenProof:
     """The document, once the checker has accepted it; raises RejectedError."""
     value = dual_value(data.loss, checker.fractions(dual), checker.fractions(data.targets), data.shares)
     bound = Dyadic(math.floor(value * (1 << _BITS)), _BITS)
@@ -180,11 +201,17 @@ def _balanced(v: list[int], data: checker.Data) -> list[int]:
 
 
 def _sign(rows: Rows, dual: Dyadic, proofs: Sequence[RegionProof], decay: float, basis: Array | None) -> dict[str, Any]:
-    assert len(proofs) == 1
-    return {"order": [-1], "splits": [], "leaves": [_leaf(rows, dual, proofs[0], decay, basis)]}
+    tree = Tree(basis).visit(proofs)
+    found = {"order": tree.order, "splits": tree.splits, "leaves": tree.leaves}
+    leaves = [
+        _leaf(rows, dual, proof, slabs, decay, basis) for slabs, proof, _ in leaves_of(found, len(rows.values[0]), "it")
+    ]
+    return {**found, "leaves": leaves}
 
 
-def _leaf(rows: Rows, dual: Dyadic, proof: RegionProof, decay: float, basis: Array | None) -> dict[str, Any]:
+def _leaf(
+    rows: Rows, dual: Dyadic, proof: RegionProof, slabs: list[Slab], decay: float, basis: Array | None
+) -> dict[str, Any]:
     v, scale = dual.values, dual.scale
     proof = replace(proof, multipliers=proof.multipliers.settled())
     region, fit = proof.region, proof.multipliers
@@ -193,12 +220,13 @@ def _leaf(rows: Rows, dual: Dyadic, proof: RegionProof, decay: float, basis: Arr
     bound, delta = sphere_maximum(quadratic(region, w, fit), 0.0 if basis is not None else -np.inf)
     alone = np.flatnonzero(region.unlifted())
     spare = max(decay - bound, 0.0)
-    ranges = ([-r for r in rows.radii], list(rows.radii))
+    tilts = tilts_of(rows, region.rows, norms, region.cuts, slabs)
+    ranges = exact_ranges(rows, slabs, tilts, "a leaf")
     return {
         "scale": scale,
-        "tilts": [],
+        "tilts": tilts,
         "singles": [_single(i, v, rows, proof, ranges, scale) for i in alone.tolist()],
-        "slabs": [],
+        "slabs": [_whole(row, scale) for row in fit.cuts],
         "groups": [_group(proof, j, norms[region.groups[j]], scale, basis) for j in range(len(region.groups))],
         "delta": math.trunc((delta + 0.25 * spare) * 2.0**scale),
     }
@@ -213,9 +241,12 @@ def _single(
     w = int(proof.sign) * Fraction(v[i]) * Fraction(2) ** rows.exponents[i]  # at the scale
     if low >= 0 or high <= 0 or w == 0:
         return [0, 0]
-    norm = Fraction(rows.radii[i], 1 << RADIUS_BITS)
+    norm, stable = Fraction(rows.radii[i], 1 << RADIUS_BITS), proof.region.stable()[i]
     if w > 0:
-        return [max(1, math.floor(w / (4 * norm * Fraction(float(fit.bend[i]))))), 0]
+        chord = math.floor(w * (1 if stable else Fraction(float(fit.chord[i]))))
+        return [max(1, math.floor((w - chord) / (4 * norm * Fraction(float(fit.bend[i]))))), chord]
+    if stable:  # only just: rounding has opened its range
+        return [0, math.floor(-w) if proof.region.low[i] >= 0 else 0]
     curve, slope = Fraction(float(fit.curve[i])), Fraction(float(fit.slope[i]))
     first = math.floor(-w * curve / Fraction(high - low, 1 << RADIUS_BITS))
     rest = math.floor(-w - first * Fraction(high - low, 1 << RADIUS_BITS))

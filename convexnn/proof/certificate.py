@@ -15,7 +15,7 @@ sign are clipped, so every choice gives a valid bound up to the rounding of floa
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 Array = np.ndarray
 
@@ -32,11 +32,15 @@ class Region:
     groups: Int[Array, "J m"]
     cuts: tuple[tuple[Array, float, float], ...] = ()
 
-    def unlifted(self) -> Float[Array, " n"]:
+    def unlifted(self) -> Bool[Array, " n"]:
         """Which samples are in no group."""
         out = np.ones(len(self.rows), dtype=bool)
         out[self.groups] = False
         return out
+
+    def stable(self) -> Bool[Array, " n"]:
+        """Which samples have one sign on the whole region."""
+        return (self.low >= 0) | (self.high <= 0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def scalar_quadratics(region: Region, w: Float[Array, " n"], parameters: Multipl
     alpha = curved / (4 * parameters.bend) - down * parameters.curve / width
     beta = curved / 2 + straight - down * (parameters.slope - parameters.curve * low / width)
     gamma = curved * parameters.bend / 4 - straight * low
-    stable = (low >= 0) | (high <= 0)
+    stable = region.stable()
     return np.stack([np.where(stable, 0, alpha), np.where(stable, w * (low >= 0), beta), np.where(stable, 0, gamma)])
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
+from joblib import Parallel, delayed
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from convexnn.losses import AbstractLoss, HingeLoss
@@ -31,6 +32,7 @@ class Relaxation:
     weight_decay: float
     output_bias: bool
     leaves: tuple[Leaf, ...]
+    workers: int = 1  # threads that share the leaves
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ class _System:
 def _prepare(problem: Relaxation, point: Iterate) -> _System:
     leaves = problem.leaves
     scalings = [leaf.scale_at(s, lam) for leaf, s, lam in zip(leaves, point.s, point.lam, strict=True)]
-    factors = [factorise(leaf, scaling) for leaf, scaling in zip(leaves, scalings, strict=True)]
+    factors = Parallel(n_jobs=min(problem.workers, len(leaves)), prefer="threads")(
+        delayed(factorise)(leaf, scaling) for leaf, scaling in zip(leaves, scalings, strict=True)
+    )
     model = point.term.model(0.0, False)
     system = sum(factor.gram() for factor in factors) + np.diag(1 / model.curvature)
     primal = [

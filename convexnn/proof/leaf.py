@@ -45,10 +45,15 @@ def gradient_of(matrix: Float[Array, "*b N N"]) -> Float[Array, "*b p"]:
 def symmetric_hessian(P: Float[Array, "N N"]) -> Float[Array, "p p"]:
     """The Hessian of <dX, P dX P> / 2 in the entries of the lower triangle."""
     a, b = triangle(len(P))
-    Pa, Pb = P[a], P[b]
-    out = Pa[:, a] * Pb[:, b] + Pa[:, b] * Pb[:, a]
-    weight = np.where(a == b, 1.0, 2.0)
-    out *= 0.5 * weight[:, None] * weight
+    weight = np.where(a == b, 0.5, 1.0)
+    left, right = np.ascontiguousarray((P[a] * weight[:, None]).T), np.ascontiguousarray(P[b].T)
+    out, first = np.empty((len(a), len(a))), 0
+    for k in range(len(P)):  # the rows (k, l), l <= k: whole rows at a time, gathers would cost ten times as much
+        block = out[first : first + k + 1]
+        np.multiply(left[k], right[: k + 1], out=block)
+        block += left[: k + 1] * right[k]
+        block[:k] *= 2.0
+        first += k + 1
     return out
 
 

@@ -2,12 +2,15 @@
 
 import os
 import time
+from dataclasses import dataclass
 
 import torch
 
+from convexnn.data import positive
 from convexnn.errors import InvalidInputError, SolverError
 from convexnn.neurons import Neurons
 from convexnn.problem import Problem, Reduction
+from convexnn.proof.resume import resumed
 from convexnn.proof.search import ProofSearch, check_size, dual_point_of, run
 from convexnn.result import ProofReport
 
@@ -24,15 +27,26 @@ def check_provable(problem: Problem, how: str) -> None:
     check_size(len(problem.X), problem.n_inputs, how)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a caller of a proof asks for: effort, seconds (None: no limit), relative gap to stop at, files, workers."""
+
+    how: str
+    timeout: float | None
+    tol: float
+    out: str | os.PathLike[str] | None = None
+    resume: str | os.PathLike[str] | None = None
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
+            raise InvalidInputError(f"workers={self.workers!r}; a whole number of at least 1 is expected.")
+        if self.timeout is not None:
+            positive(self.timeout, "timeout")
+
+
 def prove(
-    problems: tuple[Problem, Problem],
-    reduction: Reduction,
-    networks: tuple[Neurons, Neurons],
-    *,
-    how: str,
-    timeout: float | None,
-    tol: float,
-    out: str | os.PathLike[str] | None,
+    problems: tuple[Problem, Problem], reduction: Reduction, networks: tuple[Neurons, Neurons], request: Request
 ) -> ProofReport:
     """Prove a lower bound on every network's objective, and an upper bound on one network's.
 
@@ -42,20 +56,29 @@ def prove(
     """
     full, reduced = (problem.to(torch.device("cpu")) for problem in problems)
     given, best = networks
-    check_provable(reduced, how)
+    check_provable(reduced, request.how)
     with torch.no_grad():
         objective = full.objective(given.balanced())
+        mass = float((best.W.norm(dim=1) * best.A.norm(dim=1)).sum())
     basis = None if reduction.basis is None else reduction.basis.cpu().numpy()
-    deadline = time.perf_counter() + (float("inf") if timeout is None else timeout)
-    search = ProofSearch(full, reduced, basis, given, objective, deadline, tol)
-    run(search, dual_point_of(reduced, best), how)
+    deadline = time.perf_counter() + (float("inf") if request.timeout is None else request.timeout)
+    search = ProofSearch(full, reduced, basis, given, objective, deadline, request.tol, workers=request.workers)
+    search.mass = max(mass, 1e-3 * objective / reduced.weight_decay, 1e-12)
+    if request.resume is not None:
+        proof, search.known = resumed(request.resume, full, given)
+        search.offer("resumed", proof)
+    run(search, dual_point_of(reduced, best), request.how)
+    return _report(search, request)
+
+
+def _report(search: ProofSearch, request: Request) -> ProofReport:
     proof = search.best
     if proof is None:
-        reason = "was interrupted" if search.interrupted else f"found none in {timeout} seconds"
+        reason = "was interrupted" if search.interrupted else f"found none in {request.timeout} seconds"
         raise SolverError(f"the search for a proof {reason}; give it more time (timeout=).")
-    if out is not None:
-        proof.save(out)
+    if request.out is not None:
+        proof.save(request.out)
     stages = tuple((stage.name, stage.seconds, stage.bound) for stage in search.trace)
     assert proof.objective is not None
-    file = None if out is None else os.fspath(out)
+    file = None if request.out is None else os.fspath(request.out)
     return ProofReport(proof.objective, proof.bound, proof.facts, stages, search.interrupted, file)

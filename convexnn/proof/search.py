@@ -17,14 +17,14 @@ from convexnn.proof.bound import NOTHING, ProvedBound, bound_at
 from convexnn.proof.groups import lifted
 from convexnn.proof.interior import Iterate, Relaxation, iterates
 from convexnn.proof.leaf import Leaf
+from convexnn.proof.plan import LIFTS, MARGINS, Clock, Lift, memory, operations
 from convexnn.proof.simplicial import MOST_COLUMNS
-from convexnn.proof.slabs import whole_sphere
+from convexnn.proof.slabs import parts_of, whole_sphere, widest
 
 Array = np.ndarray
 
 EFFORTS = ("fast", "tree")
-_LIFTS = {"fast": ((200, 10),), "tree": ((200, 10), (400, 10), (10**9, 10), (10**9, 20))}
-_MARGINS = {"fast": (1e-2, 1e-3), "tree": (1e-2, 1e-3, 1e-4)}  # of the dual point, for proofs by cones
+_SPREAD = 0.1  # regions with less than this share of the widest spread stay whole
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class ProofSearch:
     objective: float
     deadline: float
     tol: float
+    mass: float = 1.0  # a guess of the optimal total mass of neurons: where the interior point starts
+    workers: int = 1
+    known: tuple[int, int, int] | None = None  # the finest relaxation that an earlier search has tried
     started: float = field(default_factory=time.perf_counter)
     best: WrittenProof | None = None
     trace: list[ProofStage] = field(default_factory=list)
@@ -71,7 +74,7 @@ def check_size(n: int, d: int, how: str, available: float | None = None) -> None
         raise InvalidInputError(f"proof={how!r} is not known; choose one of {', '.join(map(repr, EFFORTS))}, or None.")
     p = (d + 1) * (d + 2) // 2
     needed = 8.0 * (3 * n * n + 2 * (5 * n * p + 5 * p * p))
-    limit = 0.6 * (available if available is not None else _free_memory())
+    limit = 0.6 * (available if available is not None else free_memory())
     if needed > limit:
         raise InvalidInputError(
             f"a proof for {n} samples and {d} columns needs about {needed / 2**30:.1f} GiB, of which this machine has "
@@ -79,7 +82,8 @@ def check_size(n: int, d: int, how: str, available: float | None = None) -> None
         )
 
 
-def _free_memory() -> float:
+def free_memory() -> float:
+    """Bytes that this machine has to give."""
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # no such counter on this system
@@ -96,26 +100,73 @@ def run(search: ProofSearch, v: Float[Array, " n"], how: str) -> ProofSearch:
 
 
 def _stages(search: ProofSearch, v: Float[Array, " n"], how: str) -> None:
-    leaves, points, w = _relaxed(search, _roots(search.reduced), "root")
-    if search.basis is None and search.full.X.shape[1] <= MOST_COLUMNS:
-        for margin in _MARGINS[how]:
-            if search.done():
+    clock = Clock(search.deadline)
+    leaves: tuple[Leaf, ...] = _roots(search.reduced)
+    points = _timed(search, clock, leaves, "root")
+    _cones(search, clock, v, how)
+    partings = 0
+    for lift in LIFTS[how]:
+        if search.done() or points is None:
+            return
+        if search.known is not None and lift.order() <= search.known:
+            continue  # what the proof that is resumed has tried
+        while partings < lift.partings:
+            leaves = _parted(leaves, points.x)
+            points, partings = _timed(search, clock, leaves, f"{len(leaves)} slabs"), partings + 1
+            if search.done() or points is None:
                 return
-            before = search.best
-            search.offer(
-                f"cones, margin {margin:g}",
-                written_cones(search.full, v / (1 + margin), search.neurons, search.deadline),
-            )
-            if search.best is before:
-                break  # a smaller margin needs more cones still
-    for n_lifted, m in _LIFTS[how]:
-        if search.done() or len(points) == 0:
+        lifts = _lifted(leaves, points, lift)
+        if lifts is leaves or memory(lifts) > 0.6 * free_memory():
+            continue
+        if not clock.allows(operations(lifts)):
             return
-        groups = lifted(leaves, points, w, min(n_lifted, 2 * len(w)), min(m, len(w)))
-        lifts = tuple(replace(leaf, groups=part) for leaf, part in zip(leaves, groups, strict=True))
-        if not any(len(part) for part in groups):
+        name = f"{sum(leaf.groups.size for leaf in lifts)} samples lifted in groups of {lift.m}"
+        _timed(search, clock, lifts, name + (f", {len(leaves)} slabs" if partings else ""))
+
+
+def _cones(search: ProofSearch, clock: Clock, v: Float[Array, " n"], how: str) -> None:
+    """Closer and closer for as long as the time allows; half of it goes to what comes later."""
+    r = search.reduced.n_inputs
+    if r > MOST_COLUMNS:
+        return
+    for margin in MARGINS[how]:
+        if search.done():
             return
-        _relaxed(search, lifts, f"{sum(part.size for part in groups)} samples lifted in groups of {m}")
+        if search.best is not None and _dual_value(search.reduced, v / (1 + margin)) <= search.best.bound:
+            continue  # nothing to gain
+        begun = time.perf_counter()
+        proof = written_cones(
+            search.full,
+            v / (1 + margin),
+            search.neurons,
+            0.5 * clock.left(),
+            basis=search.basis,
+            workers=search.workers,
+        )
+        search.offer(f"cones, margin {margin:g}", proof)
+        more = (time.perf_counter() - begun) * 10 ** ((r - 1) / 2)  # a tenth of the margin needs so many more cones
+        if proof is None or more > 2 * clock.left():
+            return
+
+
+def _parted(leaves: tuple[Leaf, ...], points: list[Array]) -> tuple[Leaf, ...]:
+    """Every region in two whose moments spread much, along the direction in which they spread most."""
+    spread = [widest(leaf, x) for leaf, x in zip(leaves, points, strict=True)]
+    least = _SPREAD * max(value for value, _, _ in spread)
+    parts = [
+        parts_of(leaf, omega, at) if value >= least else (leaf,)
+        for leaf, (value, omega, at) in zip(leaves, spread, strict=True)
+    ]
+    return tuple(part for pair in parts for part in pair)
+
+
+def _lifted(leaves: tuple[Leaf, ...], point: Iterate, lift: Lift) -> tuple[Leaf, ...]:
+    """The leaves with groups; as they are where nothing can be lifted."""
+    n = len(leaves[0].rows)
+    groups = lifted(leaves, point.x, point.dual_point(), min(lift.n_lifted, len(leaves) * n), min(lift.m, n))
+    if not any(len(part) for part in groups):
+        return leaves
+    return tuple(replace(leaf, groups=part) for leaf, part in zip(leaves, groups, strict=True))
 
 
 def _roots(problem: Problem) -> tuple[Leaf, Leaf]:
@@ -125,21 +176,22 @@ def _roots(problem: Problem) -> tuple[Leaf, Leaf]:
     return whole_sphere(1.0, rows, radii), whole_sphere(-1.0, rows, radii)
 
 
-def _relaxed(
-    search: ProofSearch, leaves: tuple[Leaf, ...], name: str
-) -> tuple[tuple[Leaf, ...], list[Array], Float[Array, " n"]]:
-    """Solve a relaxation, write its proof; the leaves, the last point and its dual point."""
+def _timed(search: ProofSearch, clock: Clock, leaves: tuple[Leaf, ...], name: str) -> Iterate | None:
+    """Solve a relaxation and offer its proof; the last point, None where there is none."""
+    clock.begin()
     problem = search.reduced
-    relaxation = Relaxation(problem.loss, problem.weight_decay, problem.output_bias, leaves)
+    relaxation = Relaxation(problem.loss, problem.weight_decay, problem.output_bias, leaves, search.workers)
     best, last = NOTHING, None
     for point, proof in _converging(problem, relaxation, search):
         last = point
         best = proof if proof.value > best.value else best
+    if time.perf_counter() <= search.deadline:
+        clock.end(operations(leaves))
     if best.value > -np.inf and (search.best is None or best.value > search.best.bound):
         search.offer(name, _written(search, best))
-    if last is None:
-        return leaves, [], np.zeros(len(problem.X))
-    return leaves, last.x, last.dual_point()
+    if last is not None:
+        search.mass = sum(float(x[0]) for x in last.x)
+    return last
 
 
 def _written(search: ProofSearch, proof: ProvedBound) -> WrittenProof | None:
@@ -153,13 +205,17 @@ def _converging(problem: Problem, relaxation: Relaxation, search: ProofSearch) -
     """Iterates and their bounds until the bound stands still."""
     value, still = -np.inf, 0
     scale = max(abs(search.objective), 1e-300)
-    for point in iterates(relaxation, theta=1.0):
+    for point in iterates(relaxation, search.mass / 2):
         proof = bound_at(problem, relaxation, point)
         yield point, proof
         still = still + 1 if proof.value < value + 2e-5 * scale else 0
         value = max(value, proof.value)
         if point.mu < 1e-5 * scale or (still > 2 and point.mu < 1e-2 * scale) or time.perf_counter() > search.deadline:
             return
+
+
+def _dual_value(problem: Problem, v: Float[Array, " n"]) -> float:
+    return float(problem.loss.dual_value(torch.from_numpy(v[:, None])))
 
 
 def dual_point_of(problem: Problem, neurons: Neurons) -> Float[Array, " n"]:

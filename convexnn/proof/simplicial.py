@@ -29,9 +29,10 @@ class _Node:
 
 
 def covering(
-    X: Dyadic, v: Dyadic, sign: int, weight: float, *, deadline: float, max_cones: int = 400_000
+    X: Dyadic, v: Dyadic, sign: int, weight: float, *, seconds: float, max_cones: int = 400_000
 ) -> list[int] | None:
     """The cones that prove sign v'(Xu)_+ <= weight |u|, in the file's order; None where time or cones ran out."""
+    deadline = time.perf_counter() + seconds
     parts = parts_of(X, v, sign)
     d = len(X.values[0])
     roots = [_node(parts, [tuple(ray) for ray in cone]) for cone in orthants(d)]

@@ -88,7 +88,7 @@ def test_no_bound_is_above_the_optimum(loss, seed):
     slabs = relaxed(problem, tuple(part for leaf in leaves for part in parts_of(leaf, omega, 0.1)))
     assert all(proof.value <= optimum for _, proof in root + lifts + slabs)
     assert best_of(lifts).value >= best_of(root).value - 1e-4 * optimum
-    for proof in (best_of(root), best_of(lifts)):
+    for proof in (best_of(root), best_of(lifts), best_of(slabs)):
         try:
             file = written(problem, proof, None)
         except SolverError:  # known: a group's matrix that is too near singular is refused, never accepted wrongly
@@ -96,6 +96,7 @@ def test_no_bound_is_above_the_optimum(loss, seed):
             continue
         assert file.bound <= min(optimum, proof.value)
         assert file.bound >= proof.value - 1e-4 * abs(optimum)
+        assert check(file.document)
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
@@ -108,10 +109,10 @@ def test_cones_come_as_close_as_asked(loss):
     from convexnn.network import from_torch
 
     v = dual_point_of(problem, from_torch(result.network))
-    proof = written_cones(problem, v / 1.03, None, float("inf"))
+    proof = written_cones(problem, v / 1.06, None, float("inf"))
     optimum = exact_optimum(problem)
     assert proof is not None
-    assert optimum * 0.95 <= proof.bound <= optimum + 1e-7
+    assert optimum * 0.92 <= proof.bound <= optimum + 1e-7
     signs = proof.document["proof"]["signs"]
     for damaged in (signs[0]["cones"][:-1], [*signs[0]["cones"], -1], [-1] * 8):
         with pytest.raises(RejectedError):
@@ -375,7 +376,7 @@ def test_the_search_never_gets_worse_and_survives_interrupts(monkeypatch):
 
     neurons = from_torch(network)
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(searching, "written_cones", interrupted)
@@ -405,3 +406,70 @@ def test_bad_input_is_refused():
 def test_nothing_is_no_bound():
     assert NOTHING.value == -np.inf
     assert {field.name for field in fields(NOTHING)} == {"value", "v", "regions"}
+
+
+def test_a_slab_tree_is_tampered_with():
+    """Two levels of slabs: a split that moves, a leaf that moves to another place, a multiplier of a wrong sign."""
+    problem = random_problem(3, "squared", n=12, d=3)
+    omega = np.array([0.6, 0.8, 0.0])
+    first = [part for leaf in leaves_of(problem) for part in parts_of(leaf, omega, 0.1)]
+    leaves = (*parts_of(first[0], np.array([0.0, 0.6, 0.8]), -0.2), *first[1:])
+    proof = best_of(relaxed(problem, leaves))
+    file = written(problem, proof, None)
+    plus = file.document["proof"]["signs"][0]
+    assert plus["order"] == [0, 1, -1, -1, -1]
+    assert proof.value >= file.bound >= proof.value * (1 - 1e-5)
+
+    def tampered(change):
+        with pytest.raises(RejectedError):
+            check(changed(file, lambda doc: change(doc["proof"]["signs"][0])))
+
+    tampered(lambda sign: sign["splits"][0]["at"].update(values=sign["splits"][0]["at"]["values"] + (1 << 35)))
+    tampered(lambda sign: sign["splits"][1]["omega"]["values"].reverse())
+    tampered(lambda sign: sign["leaves"].reverse())
+    tampered(lambda sign: sign.update(order=[0, -1, 1, -1, -1]))
+    tampered(lambda sign: sign.update(order=[0, 1, -1, -1], leaves=sign["leaves"][:3]))
+    for k in range(3):
+        tampered(lambda sign, k=k: sign["leaves"][0]["slabs"][0].__setitem__(k, -(1 << 40)))
+
+
+def dependent(problem):
+    """The same problem in more columns than its rank."""
+    mix = torch.tensor([[1.0, 0.5, 2.0, 0.25], [0.0, 1.0, -1.0, 3.0]], dtype=torch.float64)
+    return replace(problem, X=problem.X @ mix)
+
+
+def shifted(span):
+    for part, by in (("basis", -1), ("rows", 1)):
+        span[part]["scale"] += by
+
+
+def test_cones_in_the_rank_of_the_data():
+    """Four columns of rank two: cones of two columns, and what is lost by the rounded span counts."""
+    problem = dependent(problem_of("squared", 12, 2, 0.05, output_bias=False))
+    reduced, reduction = reduce_to_rank(problem)
+    basis = reduction.basis.numpy()
+    trained = train(
+        problem.X, problem.loss.targets[:, 0], weight_decay=0.05, hidden_bias=False, output_bias=False, tol=1e-7,
+        random_state=0,
+    )  # fmt: skip
+    from convexnn.network import from_torch
+
+    neurons = from_torch(trained.network)
+    v = dual_point_of(problem, neurons) / 1.01
+    file = written_cones(problem, v, neurons, 20.0, basis=basis, workers=2)
+    assert file is not None
+    assert trained.objective * 0.98 <= file.bound <= exact_optimum(reduced) + 1e-7
+    span = file.document["proof"]["signs"][0]["span"]
+    assert len(span["basis"]["values"][0]) == reduced.n_inputs == 2
+
+    def tampered(change):
+        with pytest.raises(RejectedError):
+            check(changed(file, lambda doc: change(doc["proof"]["signs"][0]["span"])))
+
+    tampered(lambda span: span["basis"].update(scale=span["basis"]["scale"] - 1))  # twice as wide
+    # The same product with another share of the scale in the basis is the same proof.
+    assert check(changed(file, lambda doc: [shifted(part["span"]) for part in doc["proof"]["signs"]]))
+    for part in ("rows", "basis"):
+        tampered(lambda span, part=part: span[part]["values"][0].__setitem__(0, 8 << span[part]["scale"]))
+    tampered(lambda span: span["rows"]["values"].reverse())

@@ -5,6 +5,10 @@ linear function that has its values at the rays (P is convex and positively homo
 eta = sum_i kappa_i |v_i| x_i with 0 <= kappa <= 1. So if (h + eta)'w_k >= P(w_k) for all rays, then
 P(u) - N(u) <= h'u <= |h| |u| on the cone. The cones start from the orthants; a split replaces the rays i and j in
 turn by a positive combination of both.
+
+Data whose rows are nearly x_i = B c_i with a narrow B are proved in the columns of B: (x_i'u)_+ differs from
+(c_i'B'u)_+ by at most |x_i - B c_i| |u|, and |B'u| <= |B| |u|, so that v'(C y)_+ <= (weight - sum |v_i| |x_i - B c_i|)
+/ |B| for unit vectors y is enough.
 """
 
 from collections.abc import Iterator
@@ -13,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from certify.proof.artefact import Dyadic, fields, integer, items, require
-from certify.proof.check.exact import Matrix, Vector, dot, product, transposed
+from certify.proof.artefact import Dyadic, dyadic, fields, integer, items, require
+from certify.proof.check.exact import Matrix, Vector, ceil_divide, dot, product, root_up, times, transposed
 
 _BATCH = 2000
 _SHARE_BITS = 50  # of the rows of N in a subgradient
 _STRADDLING = 16  # rows whose shares are chosen
 _MOST_COLUMNS = 10
+_NORM_BITS = 80  # of the norm of a basis
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,10 @@ def between(a: Vector, b: Vector) -> Vector:
 
 def check_cones(X: Dyadic, v: Dyadic, sign: int, weight: Dyadic, value: Any, where: str) -> None:
     """Reject unless sign v'(Xu)_+ <= weight |u| is proved on every cone."""
-    held = fields(value, where, "cones")
+    reduced = type(value) is dict and "span" in value
+    held = fields(value, where, "cones", *(("span",) if reduced else ()))
+    if reduced:
+        X, weight = within(X, v, weight, _read_span(held["span"], X, where), where)
     d = len(X.values[0])
     require(d <= _MOST_COLUMNS, f"{where}: cones are for at most {_MOST_COLUMNS} columns")
     parts = parts_of(X, v, sign)
@@ -73,6 +81,46 @@ def check_cones(X: Dyadic, v: Dyadic, sign: int, weight: Dyadic, value: Any, whe
             batch = []
     if batch:
         _check_batch(batch, parts, weight, where)
+
+
+@dataclass(frozen=True)
+class Span:
+    """B (d x r) and C (n x r) with X nearly C B'."""
+
+    basis: Dyadic
+    rows: Dyadic
+
+
+def _read_span(value: Any, X: Dyadic, where: str) -> Span:
+    held = fields(value, f"the span of {where}", "basis", "rows")
+    first = items(fields(held["basis"], where, "scale", "values")["values"], len(X.values[0]), where)[0]
+    r = len(items(first, None, where))
+    require(0 < r <= _MOST_COLUMNS, f"{where}: a span has from 1 to {_MOST_COLUMNS} columns")
+    basis = dyadic(held["basis"], (len(X.values[0]), r), f"the basis of {where}")
+    return Span(basis, dyadic(held["rows"], (len(X.values), r), f"the rows of {where}"))
+
+
+def within(X: Dyadic, v: Dyadic, weight: Dyadic, span: Span, where: str) -> tuple[Dyadic, Dyadic]:
+    """C, and the weight that is left for the cones in its columns, rounded down."""
+    near = times(span.rows, Dyadic(transposed(span.basis.values), span.basis.scale))
+    scale = max(near.scale, X.scale)
+    rest = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(X.at(scale), near.at(scale), strict=True)]
+    error = sum(abs(a) * root_up(dot(row, row)) for a, row in zip(v.values, rest, strict=True))
+    common = max(scale + v.scale, weight.scale, 2 * _NORM_BITS)
+    left = weight.at(common) - (error << (common - scale - v.scale))
+    columns = transposed(span.basis.values)
+    square = _norm_square(columns, span.basis.scale, where)
+    require(left > 0, f"{where}: the rows of the span are too far from the data")
+    root = root_up(square << _NORM_BITS)  # of the norm, at _NORM_BITS
+    return span.rows, Dyadic((left << _NORM_BITS) // root, common)
+
+
+def _norm_square(columns: Matrix, scale: int, where: str) -> int:
+    """An upper bound of |B|^2 at _NORM_BITS: Gershgorin's for B'B, whose columns are nearly orthonormal."""
+    gram = product(columns, transposed(columns))
+    largest = max(sum(abs(a) for a in row) for row in gram)
+    require(largest > 0, f"{where}: the basis of a span is zero")
+    return ceil_divide(largest << _NORM_BITS, 1 << 2 * scale)
 
 
 def _leaves(order: list[Any], d: int, where: str) -> Iterator[Matrix]:

@@ -77,7 +77,7 @@ def check_region(rows: Rows, w: Dyadic, weight: Dyadic, slabs: Sequence[Slab], v
     base = max(own, w.scale, weight.scale)
     scales = Scales(own, base, rows.scale, base + 2 * max(rows.scale, RADIUS_BITS + 2) + 4)
     w = Dyadic(w.at(base), base)
-    low, high = _ranges(rows, slabs, held["tilts"], where)
+    low, high = exact_ranges(rows, slabs, held["tilts"], where)
     groups = [read_group(part, (n, d), scales, where) for part in items(held["groups"], None, where)]
     lifted = [i for group in groups for i in group.indices]
     require(len(set(lifted)) == len(lifted), f"{where} lifts a sample twice")
@@ -93,7 +93,7 @@ def check_region(rows: Rows, w: Dyadic, weight: Dyadic, slabs: Sequence[Slab], v
     require(psd(rest), f"{where}: the quadratic is not proved to be at most the weight decay")
 
 
-def _ranges(rows: Rows, slabs: Sequence[Slab], tilts: Any, where: str) -> tuple[Vector, Vector]:
+def exact_ranges(rows: Rows, slabs: Sequence[Slab], tilts: Any, where: str) -> tuple[Vector, Vector]:
     """low and high of every x_i'u: x'u = (x - k'omega)'u + k'(omega'u) <= |x - k'omega| + sum max(k lo, k hi)."""
     if not slabs:
         require(tilts == [], f"{where} tilts ranges without slabs")

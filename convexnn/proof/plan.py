@@ -1,0 +1,84 @@
+"""What a search for a proof tries, in which order, and how long that is likely to take."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from convexnn.proof.leaf import Leaf
+
+EVERY = 10**9
+
+_STEP = 3e7  # operations that a step costs however small it is: the overhead of the interpreter
+
+
+@dataclass(frozen=True)
+class Lift:
+    """A relaxation: how often every region is parted, and samples lifted in groups of m."""
+
+    partings: int
+    n_lifted: int
+    m: int
+
+    def order(self) -> tuple[int, int, int]:
+        """Finer relaxations have larger ones."""
+        return (self.partings, self.m, self.n_lifted)
+
+
+LIFTS = {
+    "fast": (Lift(0, 200, 10),),
+    "tree": (
+        Lift(0, 200, 10),
+        Lift(0, 400, 10),
+        Lift(0, 400, 20),
+        Lift(0, 400, 30),
+        Lift(0, EVERY, 30),
+        *(Lift(k, EVERY, 20) for k in range(1, 12)),
+    ),
+}
+MARGINS = {"fast": (1e-2, 1e-3), "tree": (1e-2, 1e-3, 1e-4)}  # of the dual point, for proofs by cones
+
+
+def operations(leaves: Sequence[Leaf]) -> float:
+    """Of one step of the interior point, roughly: what stages are compared by."""
+    n = len(leaves[0].rows)
+    total = n**3 / 3 + _STEP
+    for leaf in leaves:
+        p, L, moments = leaf.p, leaf.n_local, (leaf.d + 1 + leaf.m) ** 2 / 2
+        total += n * p * p + p**3 / 3 + n * n * p
+        total += leaf.n_groups * (L**3 / 3 + L * L * p + L * p * p + 8 * moments * moments + n * p * L)
+    return total
+
+
+def memory(leaves: Sequence[Leaf]) -> float:
+    """Bytes at the peak of a step, roughly."""
+    n = len(leaves[0].rows)
+    total = 3.0 * n * n
+    for leaf in leaves:
+        p, L, moments = leaf.p, leaf.n_local, (leaf.d + 1 + leaf.m) ** 2 / 2
+        total += 5 * n * p + 5 * p * p + leaf.n_groups * (L * L + L * p) + 3 * moments * moments
+    return 8 * total
+
+
+@dataclass
+class Clock:
+    """Predicts stages from those that have run: seconds for an operation, the slowest so far."""
+
+    deadline: float
+    rate: float = 0.0
+    begun: float = field(default_factory=time.perf_counter)
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.perf_counter()
+
+    def begin(self) -> None:
+        """A stage starts."""
+        self.begun = time.perf_counter()
+
+    def end(self, cost: float) -> None:
+        """It was finished."""
+        self.rate = max(self.rate, (time.perf_counter() - self.begun) / cost)
+
+    def allows(self, cost: float) -> bool:
+        """Whether a stage is likely to be done in time; a little late is a risk worth taking."""
+        return self.rate * cost <= 1.2 * self.left()
