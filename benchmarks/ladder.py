@@ -95,13 +95,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eps", type=float, nargs="+", default=[0.03, 0.05, 0.10])
     parser.add_argument("--rungs", nargs="+", default=names, choices=names)
-    parser.add_argument("--limit", type=int, default=100, help="the first inputs only")
+    parser.add_argument("--first", type=int, default=0, help="the first input, for runs in pieces")
+    parser.add_argument("--limit", type=int, default=100, help="so many inputs only")
     parser.add_argument("--timeout", type=float, default=60.0, help="wall seconds for each input of an exact rung")
     options = parser.parse_args()
     torch.set_num_threads(1)
     network, inputs, labels = load()
-    everything = options.limit >= len(inputs)
-    inputs, labels = inputs[: options.limit], labels[: options.limit]
+    everything = options.first == 0 and options.limit >= len(inputs)
+    chosen = slice(options.first, options.first + options.limit)
+    inputs, labels = inputs[chosen], labels[chosen]
     with torch.no_grad():
         right = network(inputs.float()).argmax(1) == labels
     print(f"{int(right.sum())} of {len(inputs)} labelled rightly; 1 thread, float64")
