@@ -39,7 +39,7 @@ def _work(graph: Graph, k: int) -> int:
         return prod(node.shape)
     axes = weight.ndim - 2
     if axes > 0:  # a convolution, or its transpose: every kernel entry meets all results, or all inputs
-        return int(weight.size) * max(prod(s[len(s) - axes :]) for s in (node.shape, graph.nodes[node.inputs[0]].shape))
+        return int(weight.size) * min(prod(s[len(s) - axes :]) for s in (node.shape, graph.nodes[node.inputs[0]].shape))
     return int(weight.size) * prod(node.shape[:-1])
 
 

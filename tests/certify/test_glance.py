@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from random_graphs import random_graph
 
-from certify.ir.ops import AbstractAffine, ReLU
+from certify.ir.build import Builder
+from certify.ir.ops import AbstractAffine, ReLU, Window
 from certify.properties.query import Case
 from certify.search import glance as module
 from certify.search.glance import glance, glances
@@ -63,6 +64,15 @@ def test_descent_finds_a_corner_and_only_what_is_confirmed_counts():
     assert not glance(graph, reached, lambda x: False, 0)
     beyond = Case(case.lower, case.upper, case.A, np.array([least - 100.0]))
     assert not glance(graph, beyond, lambda x: True, 0)
+
+
+def test_the_work_of_a_convolution_is_that_of_its_results():
+    """A kernel as large as the image: one product for each of its entries."""
+    builder = Builder((2, 10, 10))
+    window = Window((10, 10), (1, 1), (0, 0), (0, 0), (1, 1))
+    value = builder.conv(builder.input, np.ones((5, 2, 10, 10)), None, window)
+    graph = builder.finish(value)
+    assert module._work(graph, graph.output) == 5 * 2 * 100
 
 
 def test_only_small_networks_of_known_operations_are_worth_a_look(monkeypatch):
