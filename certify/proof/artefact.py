@@ -21,6 +21,8 @@ LARGEST_FILE = 2**24  # bytes, unpacked
 LARGEST_SCALE = 2400  # the smallest double is 2^-1074; a product of two has twice the scale
 LARGEST_BITS = 4800
 LARGEST_ARRAY = 2**31  # bits, of all its numbers at their scale
+LARGEST_WORK = 2**36  # multiplications of one proof, about: minutes
+DEEPEST = 1000  # splits on the way to a leaf
 _GZIP = b"\x1f\x8b"
 
 
@@ -45,6 +47,18 @@ def require(condition: bool, reason: str) -> None:
 def affordable(count: int, scale: int) -> None:
     """Reject arrays whose numbers, written out at their scale, would fill the memory."""
     require(count * (scale + 64) <= LARGEST_ARRAY, f"{count} numbers at scale {scale} are too much for this checker")
+
+
+@dataclass
+class Work:
+    """Counts the multiplications of a check, before they are made."""
+
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        """Reject a proof that a small file makes long."""
+        self.done += count
+        require(self.done <= LARGEST_WORK, "the proof takes more work than this checker gives to one")
 
 
 @dataclass(frozen=True)

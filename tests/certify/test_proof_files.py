@@ -4,14 +4,17 @@ import gzip
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from proof_cases import proof_of
 
 from certify.cli import main
-from certify.proof.artefact import LARGEST_FILE, RejectedError, UnreadableError, load, parse
-from certify.proof.check import check, check_file
+from certify.proof.artefact import LARGEST_FILE, LARGEST_WORK, Dyadic, RejectedError, UnreadableError, Work, load, parse
+from certify.proof.check import check, check_file, margins, training
+from certify.proof.check.network import Network, _layers
+from certify.proof.check.spheres import scaled_rows
 from certify.proof.writing import save
 
 DOCUMENT = proof_of(0)[1]
@@ -145,6 +148,85 @@ def test_memory_stays_small():
             timeout=60,
         )
         assert int(run.stdout.split()[-1]) < 700_000, run.stdout  # kB
+
+
+def dyadic(values, scale=0):
+    return {"scale": scale, "values": values}
+
+
+def of_training(X, signs):
+    """A file about zero targets, with the dual point zero."""
+    zeros = dyadic([0] * len(X))
+    data = {"X": dyadic(X), "targets": zeros, "weights": None, "loss": "squared"}
+    data |= {"weight_decay": dyadic(1), "output_bias": 0}
+    claim = {"data": data, "bound": dyadic(0), "network": None, "objective": None}
+    proof = {"v": zeros, "signs": [signs, signs]}
+    digest = training.read_claim(claim).digest
+    return {"format": "certify-proof", "version": 1, "kind": "training", "claim": claim, "digest": digest} | {
+        "proof": proof
+    }
+
+
+def tree(n, order, splits, count):
+    leaf = {"scale": 0, "tilts": [], "singles": [[0, 0]] * n, "slabs": [], "groups": [], "delta": 0}
+    return {"order": order, "splits": splits, "leaves": [leaf] * count}
+
+
+HALVES = [{"omega": dyadic([1]), "at": dyadic(0)}]
+MONSTERS = {
+    "many columns": (lambda: of_training([[1] * 20_000], tree(1, [-1], [], 1)), "too much"),
+    "a deep tree": (lambda: of_training([[1]], tree(1, [0] * 100_000, HALVES, 1)), "deeper than"),
+    "deep cones": (lambda: of_training([[1, 1]], {"cones": [1] * 100_000}), "split too often"),
+}
+
+
+@pytest.mark.parametrize("name", MONSTERS)
+def test_small_files_that_want_much(name):
+    """They are rejected before the memory is taken and the time has passed."""
+    make, told = MONSTERS[name]
+    document, started = make(), time.process_time()
+    with pytest.raises(RejectedError, match=told):
+        check(document)
+    assert time.process_time() - started < 20
+
+
+@pytest.mark.parametrize("signs", [tree(1, [-1], [], 1), tree(1, [0, -1, -1], HALVES, 2), {"cones": [-1, -1]}])
+def test_honest_files_of_that_kind(signs):
+    for leaf in signs.get("leaves", []) if len(signs.get("leaves", [])) == 2 else []:
+        leaf |= {"tilts": [[[0], [0]]], "slabs": [[0, 0, 0]]}
+    assert check(of_training([[1]], signs))
+
+
+def test_rows_of_all_sizes_are_not_brought_to_one_scale():
+    with pytest.raises(RejectedError, match="too much"):
+        scaled_rows(Dyadic([[1] * 8] * 60_000 + [[1 << 4799] * 8], 0))
+
+
+def test_the_work_of_a_proof_is_bounded():
+    work = Work()
+    work.add(LARGEST_WORK)
+    with pytest.raises(RejectedError, match="more work"):
+        work.add(1)
+
+
+def test_large_forms_are_rejected_before_they_are_written_down():
+    """All of 5000 neurons of one input are unstable: a form of 10001 rows from a file of 200 kB."""
+    n = 5000
+    ones, zeros = dyadic([1] * n), dyadic([0] * n)
+    layers = [{"weight": dyadic([[1]] * n), "bias": zeros}, {"weight": dyadic([[1] * n]), "bias": dyadic([0])}]
+    region = {"norm": "box", "centre": None, "radius": None, "lower": dyadic([-1]), "upper": dyadic([1])}
+    read = Network(tuple(_layers(layers, [1, n, 1])))
+    claim = {"network": {"widths": [1, n, 1], "digest": read.digest, "layers": layers}, "region": region, "label": 1}
+    rows = {"free": "unstable", "slopes": [], "lam": [], "end": dyadic([0] * (2 * n))}
+    hidden = [{"lower": dyadic([-1] * n), "upper": ones, "rows": rows}]
+    none = {name: dyadic([]) for name in ("nu", "above", "below")}
+    form = {name: [zeros] for name in ("alpha", "beta", "gamma")} | {"tau": dyadic(1), "pixels": []} | none
+    sdp = [{"rival": 0, "bound": dyadic(1), "multipliers": form}]
+    proof = {"squared_norms": None, "hidden": hidden, "slopes": None, "sdp": sdp}
+    digest = margins.read_claim(claim).digest
+    head = {"format": "certify-proof", "version": 1, "kind": "margins", "claim": claim, "digest": digest}
+    with pytest.raises(RejectedError, match="more work|too much"):
+        check(head | {"proof": proof})
 
 
 def test_packed_files_are_the_same_every_time(tmp_path):

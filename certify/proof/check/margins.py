@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from certify.proof.artefact import Dyadic, digest, dyadic, fields, integer, integers, items, require
+from certify.proof.artefact import Dyadic, Work, digest, dyadic, fields, integer, integers, items, require
 from certify.proof.check.network import Network, read_network
 from certify.proof.check.region import Region, read_region
 from certify.proof.check.rows import Hidden, centres, forms_minimum, read_rows, squared_radii
-from certify.proof.check.sdp import proves, read_multipliers
+from certify.proof.check.sdp import form_size, proves, read_multipliers
 
 GIVEN = ("network", "region", "label")  # what a caller may compare
 
@@ -90,7 +90,9 @@ def _margins(claim: Claim, network: Network, proof: Any) -> dict[int, Fraction]:
     held = fields(proof, "the proof", "squared_norms", "hidden", "slopes", "sdp")
     hidden = _hidden(network, claim.region, held["hidden"], held["squared_norms"])
     bounds = {} if held["slopes"] is None else _by_slopes(claim, network, hidden, held["slopes"])
+    work = Work()
     for part in items(held["sdp"], None, "sdp"):
+        work.add(form_size(hidden) ** 3)
         rival, bound = _by_sdp(claim, network, hidden, part)
         require(rival not in bounds, f"the margin over class {rival} is proved twice")
         bounds[rival] = bound

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from certify.proof.artefact import Dyadic, dyadic, fields, integers, items, require
+from certify.proof.artefact import Dyadic, affordable, dyadic, fields, integers, items, require
 from certify.proof.check.exact import ceil_divide, column, plus, psd, scaled, times, turned, weighted
 from certify.proof.check.network import Network
 from certify.proof.check.region import Region
@@ -66,6 +66,11 @@ def read_multipliers(value: Any, hidden: Sequence[Hidden], n: int) -> Multiplier
     return Multipliers(layers["alpha"], layers["beta"], layers["gamma"], tau, pixels, *sides)
 
 
+def form_size(hidden: Sequence[Hidden]) -> int:
+    """The number of rows of the quadratic form in (1, v)."""
+    return 1 + sum(len(layer.unstable) for layer in hidden) + (len(hidden[0].live) if hidden else 0)
+
+
 def proves(
     network: Network,
     region: Region,
@@ -75,6 +80,8 @@ def proves(
     t: Fraction,
 ) -> bool:
     """Whether the multipliers prove that c relu(z_K) + c0 >= t; the margin is c, a matrix of one row, and c0."""
+    size, scales = form_size(hidden), [W.scale for W, _ in network.layers]
+    affordable(size * size, 2 * sum(scales) + m.tau.scale)
     half, last = _neurons(network, hidden, m)
     half = plus(half, _first_row(times(margin[0], last)))
     T = plus(half, turned(half), _padded(_inputs(network, region, hidden[0], m), len(half.values)))

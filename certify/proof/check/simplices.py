@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from certify.proof.artefact import Dyadic, dyadic, fields, integer, items, require
+from certify.proof.artefact import DEEPEST, Dyadic, Work, dyadic, fields, integer, items, require
 from certify.proof.check.exact import Matrix, Vector, ceil_divide, dot, product, root_up, times, transposed
 
 _BATCH = 2000
+_BATCH_NUMBERS = 2**24  # of all rows at all rays of a batch
+_PLAIN = 16  # the work of a multiplication in Python, in those of matrix products
 _SHARE_BITS = 50  # of the rows of N in a subgradient
 _STRADDLING = 16  # rows whose shares are chosen
 _MOST_COLUMNS = 10
@@ -64,7 +66,7 @@ def between(a: Vector, b: Vector) -> Vector:
     return [(x << p) + (y << q) for x, y in zip(a, b, strict=True)]
 
 
-def check_cones(X: Dyadic, v: Dyadic, sign: int, weight: Dyadic, value: Any, where: str) -> None:
+def check_cones(X: Dyadic, v: Dyadic, sign: int, weight: Dyadic, value: Any, where: str, work: Work) -> None:
     """Reject unless sign v'(Xu)_+ <= weight |u| is proved on every cone."""
     reduced = type(value) is dict and "span" in value
     held = fields(value, where, "cones", *(("span",) if reduced else ()))
@@ -73,10 +75,12 @@ def check_cones(X: Dyadic, v: Dyadic, sign: int, weight: Dyadic, value: Any, whe
     d = len(X.values[0])
     require(d <= _MOST_COLUMNS, f"{where}: cones are for at most {_MOST_COLUMNS} columns")
     parts = parts_of(X, v, sign)
+    size = max(1, min(_BATCH, _BATCH_NUMBERS // (d * len(X.values))))
     batch: list[Matrix] = []
     for cone in _leaves(items(held["cones"], None, where), d, where):
         batch.append(cone)
-        if len(batch) == _BATCH:
+        work.add(_PLAIN * d * (d + len(X.values)))
+        if len(batch) == size:
             _check_batch(batch, parts, weight, where)
             batch = []
     if batch:
@@ -136,6 +140,7 @@ def _leaves(order: list[Any], d: int, where: str) -> Iterator[Matrix]:
         i, j = divmod(k, d)
         require(i < j, f"{where} splits an edge between a ray and itself")
         ray = between(cone[i], cone[j])
+        require(max(map(int.bit_length, ray)) <= DEEPEST, f"a cone of {where} is split too often")
         open_ += [[*cone[:j], ray, *cone[j + 1 :]], [*cone[:i], ray, *cone[i + 1 :]]]
     require(not open_, f"the cones of {where} do not cover the space")
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from certify.proof.artefact import Dyadic, fields, integer, integers, items, require
+from certify.proof.artefact import Dyadic, Work, affordable, fields, integer, integers, items, require
 from certify.proof.check.exact import Matrix, Vector, ceil_divide, product, psd, root_up, transposed
 from certify.proof.check.groups import Scales, add, group_form, read_group
 
@@ -47,6 +47,7 @@ def scaled_rows(X: Dyadic) -> Rows:
     squares = [sum(v * v for v in row) for row in X.values]
     halves = [(q.bit_length() + 1) // 2 for q in squares]
     scale = max(halves)
+    affordable(len(squares) * len(X.values[0]), scale)
     values = [[v << (scale - half) for v in row] for row, half in zip(X.values, halves, strict=True)]
     radii = [root_up(ceil_divide(sum(v * v for v in row) << 2 * RADIUS_BITS, 1 << 2 * scale)) for row in values]
     return Rows(values, scale, [half - X.scale for half in halves], radii)
@@ -66,21 +67,31 @@ def scaled_dual(rows: Rows, v: Dyadic, sign: int) -> Dyadic:
     lowest = min(0, *rows.exponents)
     scale = max(0, v.scale - lowest)
     extra = scale - (v.scale - lowest)
+    affordable(len(v.values), max(rows.exponents) - lowest + extra + max(map(int.bit_length, v.values)))
     return Dyadic([sign * a << (e - lowest + extra) for a, e in zip(v.values, rows.exponents, strict=True)], scale)
 
 
-def check_region(rows: Rows, w: Dyadic, weight: Dyadic, slabs: Sequence[Slab], value: Any, where: str) -> None:
-    """Reject unless w's <= weight is proved for every unit vector of the slabs; ``w`` belongs to the scaled rows."""
+def check_region(
+    rows: Rows, w: Dyadic, weight: Dyadic, leaf: tuple[Sequence[Slab], Any, str], work: Work | None = None
+) -> None:
+    """Reject unless w's <= weight is proved for every unit vector of the slabs; ``w`` belongs to the scaled rows.
+
+    ``leaf``: slabs, proof and name.
+    """
+    slabs, value, where = leaf
     held = fields(value, where, "scale", "tilts", "singles", "slabs", "groups", "delta")
     own = integer(held["scale"], f"the scale of {where}", 0, 1200)
     n, d = len(rows.values), len(rows.values[0])
     base = max(own, w.scale, weight.scale)
     scales = Scales(own, base, rows.scale, base + 2 * max(rows.scale, RADIUS_BITS + 2) + 4)
+    affordable((d + 1) ** 2, scales.whole)
     w = Dyadic(w.at(base), base)
     low, high = exact_ranges(rows, slabs, held["tilts"], where)
     groups = [read_group(part, (n, d), scales, where) for part in items(held["groups"], None, where)]
     lifted = [i for group in groups for i in group.indices]
     require(len(set(lifted)) == len(lifted), f"{where} lifts a sample twice")
+    sizes = [d + 1, *(d + 1 + len(group.indices) for group in groups)]
+    (work or Work()).add(n * d * d + sum(size**3 for size in sizes))
     alone = sorted(set(range(n)) - set(lifted))
     singles = [integers(pair, 2, where) for pair in items(held["singles"], len(alone), where)]
     Q = _singles(rows, w.values, (low, high), (alone, singles), scales, where)

@@ -14,7 +14,7 @@ from fractions import Fraction
 from math import floor
 from typing import Any
 
-from certify.proof.artefact import Dyadic, digest, dyadic, fields, integer, items, require
+from certify.proof.artefact import Dyadic, Work, digest, dyadic, fields, integer, items, require
 from certify.proof.check.exact import product, root_up, transposed
 from certify.proof.check.given import Samples, compare_network, compare_samples
 from certify.proof.check.losses import LOSSES, SIGN_LOSSES, dual_value, loss_value
@@ -182,14 +182,14 @@ def _proved_bound(data: Data, proof: Any) -> Fraction:
     held = fields(proof, "the proof", "v", "signs")
     v = dyadic(held["v"], (len(data.targets.values),), "v")
     require(not data.output_bias or sum(v.values) == 0, "v does not sum to zero, as an output bias demands")
-    rows = scaled_rows(data.X)
+    rows, work = scaled_rows(data.X), Work()
     for sign, name, part in zip((1, -1), ("plus", "minus"), items(held["signs"], 2, "signs"), strict=True):
         if type(part) is dict and "cones" in part:
-            check_cones(data.X, v, sign, data.weight_decay, part, name)
+            check_cones(data.X, v, sign, data.weight_decay, part, name, work)
             continue
         w = scaled_dual(rows, v, sign)
-        for slabs, leaf, where in leaves_of(part, len(data.X.values[0]), name):
-            check_region(rows, w, data.weight_decay, slabs, leaf, where)
+        for leaf in leaves_of(part, len(data.X.values[0]), name):
+            check_region(rows, w, data.weight_decay, leaf, work)
     return dual_value(data.loss, fractions(v), fractions(data.targets), data.shares)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from certify.proof.artefact import dyadic, fields, integer, items, require
+from certify.proof.artefact import DEEPEST, dyadic, fields, integer, items, require
 from certify.proof.check.exact import root_up
 from certify.proof.check.spheres import RADIUS_BITS, Slab
 
@@ -25,6 +25,7 @@ def leaves_of(value: Any, d: int, where: str) -> Iterator[tuple[list[Slab], Any,
         slabs = open_.pop()
         k = integer(node, f"a node of {where}", -1, len(splits) - 1)
         if k >= 0:
+            require(len(slabs) < DEEPEST, f"the tree of {where} is deeper than {DEEPEST}")
             lower, upper = splits[k]
             open_ += [[*slabs, upper], [*slabs, lower]]
             continue
