@@ -34,4 +34,4 @@ class ScalingWarning(UserWarning):
 
 
 class SolverWarning(UserWarning):
-    """A solver that was asked for cannot be used, and another one takes its place."""
+    """A solver or proof that was asked for is not to be had, and another answer takes its place."""

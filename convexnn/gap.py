@@ -99,7 +99,7 @@ def optimality_gap(
     check_fits(given, task.full)
     request = Request(proof or "", timeout, tol, out, resume, workers)
     if proof is not None:
-        check_provable(task.reduced, proof)
+        check_provable(task.reduced, proof, timeout, out)
     as_given = task.full.objective(given)
     balanced = given.balanced()
     objective = task.full.objective(balanced)

@@ -150,6 +150,7 @@ class TrainingResult:
         out["status"] = self.status.name
         out["message"] = self.status.value
         out["program"] = None if self.program is None else vars(self.program)
+        out["proof"] = None if self.proof is None else vars(self.proof)
         out["trace"] = [vars(entry) for entry in self.trace]
         return out
 

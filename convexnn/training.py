@@ -1,5 +1,6 @@
 """Training: what users call."""
 
+import math
 import os
 import time
 import warnings
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from convexnn.data import positive, read_loss, read_matrix, resolve_device
-from convexnn.errors import InvalidInputError, ScalingWarning
+from convexnn.errors import InvalidInputError, ScalingWarning, SolverError, SolverWarning
 from convexnn.network import from_torch, layers_of, penalty, to_torch
 from convexnn.neurons import Neurons
 from convexnn.problem import Problem, Reduction, reduce_to_rank
@@ -121,6 +122,7 @@ def train(
     prove, proof_seconds, proof_file:
         ``"fast"`` or ``"tree"``: after training, prove a lower bound on the objective of every network, as
         ``proof``, ``timeout`` and ``out`` of :func:`optimality_gap` do; ``bound`` and ``gap`` are then the proved ones.
+        Where no proof was found in time, a SolverWarning says so, and the result is the one without.
 
     Returns
     -------
@@ -149,7 +151,7 @@ def train(
     data = read_matrix(X)
     task = read_task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)
     if prove is not None:
-        check_provable(task.reduced, prove)
+        check_provable(task.reduced, prove, proof_seconds, proof_file)
     start = None if warm_start is None else _warm_start(task, warm_start)
     limits = limits_of(tol, max_seconds, max_rounds)
     seed = seed_of(random_state)
@@ -172,12 +174,16 @@ def _proved(
     if how is None:
         return result
     given = from_torch(result.network)
-    report = prove_bound(
-        (task.full, task.reduced),
-        task.reduction,
-        (given, task.reduction.restrict(given.to(task.reduced.X.device))),
-        Request(how, None if seconds is None else positive(seconds, "proof_seconds"), 1e-4, file),
-    )
+    try:
+        report = prove_bound(
+            (task.full, task.reduced),
+            task.reduction,
+            (given, task.reduction.restrict(given.to(task.reduced.X.device))),
+            Request(how, seconds, 1e-4, file),
+        )
+    except SolverError as error:  # the network and its evidence stay
+        warnings.warn(f"{error} The bound is the one before any proof.", SolverWarning, stacklevel=3)
+        return result
     return replace(
         result,
         bound=report.bound,
@@ -256,6 +262,11 @@ def check_fits(neurons: Neurons, problem: Problem) -> None:
         )
     if not all(bool(torch.isfinite(part).all()) for part in (neurons.W, neurons.A, neurons.bias)):
         raise InvalidInputError("the network has weights that are NaN or infinite; train it again or drop them.")
+    objective = problem.objective(neurons.balanced().to(problem.X.device))
+    if not math.isfinite(objective):
+        raise InvalidInputError(
+            f"the network's objective on these data is {objective}: its weights are too large for double precision."
+        )
 
 
 def limits_of(tol: float, max_seconds: float | None, max_rounds: int) -> Limits:

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,14 +18,23 @@ from convexnn.result import ProofReport
 LOSSES = ("squared", "logistic", "hinge")
 
 
-def check_provable(problem: Problem, how: str) -> None:
-    """Raise a typed error where there is no proof for a problem: vector outputs, softmax, too much memory."""
+def check_provable(
+    problem: Problem, how: str, seconds: float | None = None, file: str | os.PathLike[str] | None = None
+) -> None:
+    """Raise a typed error where no proof can come of it: vector outputs, softmax, too much memory, no time, no folder.
+
+    Called before the work that a proof comes after, so that nothing is lost.
+    """
     if problem.loss.name not in LOSSES or problem.loss.n_outputs != 1:
         raise InvalidInputError(
             f"proofs are for one output and the losses {', '.join(LOSSES)}; this has "
             f"loss={problem.loss.name!r} and {problem.loss.n_outputs} outputs. Pass proof=None for evidence only."
         )
     check_size(len(problem.X), problem.n_inputs, how)
+    if seconds is not None:
+        positive(seconds, "timeout (proof_seconds)")
+    if file is not None and (not Path(file).parent.is_dir() or Path(file).is_dir()):
+        raise InvalidInputError(f"the proof cannot be written to {os.fspath(file)!r}: there is no such folder.")
 
 
 @dataclass(frozen=True)

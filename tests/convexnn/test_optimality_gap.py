@@ -6,6 +6,7 @@ import torch
 from convexnn_cases import normal, targets_of
 from torch import nn
 
+from convexnn.errors import InvalidInputError
 from convexnn.gap import optimality_gap
 from convexnn.losses import LOSSES
 from convexnn.training import train
@@ -148,3 +149,10 @@ def test_gap_of_the_zero_network_above_the_null_level():
     gap = optimality_gap(network, X, y, weight_decay=10.0, random_state=0)
     assert gap.gap <= 1e-9
     assert gap.n_neurons == 0
+
+
+def test_weights_beyond_double_precision_are_refused():
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    nn.init.constant_(network[0].weight, 1e300)
+    with pytest.raises(InvalidInputError, match="too large"):
+        optimality_gap(network, normal(6, 2, seed=0), np.arange(6.0), weight_decay=0.1)

@@ -13,7 +13,7 @@ from convexnn_references import exact_optimum
 from certify.proof.artefact import RejectedError
 from certify.proof.check import check
 from convexnn.data import read_loss
-from convexnn.errors import InvalidInputError, SolverError
+from convexnn.errors import InvalidInputError, SolverError, SolverWarning
 from convexnn.gap import optimality_gap
 from convexnn.problem import Problem, reduce_to_rank
 from convexnn.proof import search as searching
@@ -401,6 +401,29 @@ def test_bad_input_is_refused():
         optimality_gap(one, X, y, weight_decay=0.1, proof="fast", timeout=-1, max_seconds=0.1)
     hurried = optimality_gap(one, X, y, weight_decay=0.1, proof="fast", timeout=1e-9, max_seconds=0.1)
     assert hurried.bound_kind == "proved"
+
+
+def test_a_proof_that_does_not_come_loses_no_training(tmp_path, monkeypatch):
+    X, y = np.random.default_rng(0).standard_normal((12, 2)), np.arange(12.0)
+
+    def trained(**settings):
+        return train(X, y, weight_decay=0.1, max_seconds=2, random_state=0, prove="fast", **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("convexnn.training.solve", lambda *_, **__: pytest.fail("trained before it looked"))
+        for bad in ({"proof_seconds": -1}, {"proof_file": tmp_path / "absent" / "a.proof"}, {"proof_file": tmp_path}):
+            with pytest.raises(InvalidInputError, match="timeout|no such folder"):
+                trained(**bad)
+
+    def fails(*_, **__):
+        raise SolverError("none in time.")
+
+    monkeypatch.setattr("convexnn.training.prove_bound", fails)
+    with pytest.warns(SolverWarning, match="none in time"):
+        result = trained()
+    assert result.bound_kind == "local-search"
+    assert result.bound <= result.objective
+    assert result.proof is None
 
 
 def test_nothing_is_no_bound():
