@@ -11,12 +11,24 @@ from torch import Tensor
 from certify.errors import InvalidInputError, InvalidTypeError
 from certify.ir.ops import Shape
 
+_LOWEST, _HIGHEST = -(2**62), 2**62  # labels beyond it would overflow before they are compared with the outputs
+
 
 def _as_array(value: Any, name: str) -> np.ndarray:
     if isinstance(value, Tensor):
+        if value.is_meta or value.is_quantized or value.layout != torch.strided:
+            raise InvalidTypeError(
+                f"{name} is a tensor of layout {value.layout}, type {value.dtype}, on {value.device.type!r};"
+                " expected a dense one of real numbers, such as to_dense() gives"
+            )
         value = value.detach().cpu()
         value = value.float() if value.dtype == torch.bfloat16 else value
-    array: np.ndarray = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+    if np.ma.is_masked(value):  # numpy would hand out what lies under the mask
+        raise InvalidInputError(f"{name} has masked entries; expected finite numbers: fill or drop them")
+    try:
+        array: np.ndarray = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+    except ValueError as error:
+        raise InvalidInputError(f"{name} cannot be read as an array: {error}") from error
     if array.dtype.kind not in "fiub":
         raise InvalidTypeError(
             f"{name} has entries of type {array.dtype}; expected real numbers:"
@@ -55,16 +67,21 @@ def as_labels(value: Any, count: int) -> Int[Tensor, " batch"]:
         raise InvalidInputError(f"y has shape {array.shape}; expected ({count},): one label for every input")
     if array.dtype.kind == "f" and not bool((np.isfinite(array) & (array == np.round(array))).all()):
         raise InvalidInputError("y has labels that are no whole numbers; expected class numbers 0, 1, ...")
+    if array.size and not _LOWEST <= array.min() <= array.max() <= _HIGHEST:
+        raise InvalidInputError(f"y has labels from {array.min()} to {array.max()}; expected class numbers 0, 1, ...")
     return torch.tensor(array.astype(np.int64))
 
 
 def as_label(value: Any) -> Int[Tensor, " 1"]:
     """One class number."""
-    value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) in (1, ()) else value
+    one = value.numel() == 1 if isinstance(value, Tensor) else getattr(value, "size", 1) == 1
+    value = value.item() if hasattr(value, "item") and one else value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, Integral):
         raise InvalidTypeError(f"label is {value!r}; expected a class number 0, 1, ...")
+    if not _LOWEST <= int(value) <= _HIGHEST:
+        raise InvalidInputError(f"label is {value}; expected a class number 0, 1, ...")
     return torch.tensor([int(value)])
 
 

@@ -22,7 +22,7 @@ def plan_of(method: str | Plan) -> Plan:
     """A plan by name, or the one given."""
     if isinstance(method, Plan):
         return method
-    if method not in PLANS:
+    if not isinstance(method, str) or method not in PLANS:
         raise InvalidInputError(f"method is {method!r}; expected one of {', '.join(PLANS)}, or a Plan")
     return PLANS[method]
 

@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 from torch import Tensor, nn
 
-from certify.errors import InvalidInputError
+from certify.errors import InvalidInputError, InvalidTypeError
 from certify.inputs import as_inputs, as_label
 from certify.ir.module import unmerged_graph
 from certify.ir.ops import Shape
@@ -99,7 +99,10 @@ def _proved(network: Network, problem: Problem, verdict: Verdict, path: Any) -> 
 def _seconds(timeout: SupportsFloat | None) -> float | None:
     if timeout is None:
         return None
-    seconds = float(timeout)
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError):
+        raise InvalidTypeError(f"timeout is {timeout!r}; expected a positive number of seconds, or None") from None
     if not seconds > 0:
         raise InvalidInputError(f"timeout is {timeout}; expected a positive number of seconds, or None")
     return seconds

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from convexnn.errors import InvalidInputError
+from convexnn.errors import ConvexNNError, InvalidInputError
 from convexnn.table import Table, read_csv
 
 LOSSES = ("auto", "squared", "logistic", "hinge", "softmax")
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, ImportError, OSError) as error:
+    except (ConvexNNError, ValueError, ImportError, OSError) as error:
         print(f"convexnn {options.command}: error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -218,6 +218,12 @@ def run_gap(options: argparse.Namespace) -> None:
     from convexnn.saving import Standardisation, load_network
 
     network, about = load_network(options.network)
+    absent = {"target", "features", "classes", "loss", "weight_decay", "standardisation"} - set(about)
+    if absent:
+        raise InvalidInputError(
+            f"{options.network} does not say what it was trained on ({', '.join(sorted(absent))}); use a file that "
+            "'convexnn fit' wrote, or convexnn.optimality_gap on the network and its data"
+        )
     table = _read(options, about["target"])
     if list(table.features) != about["features"]:
         raise InvalidInputError(
@@ -228,7 +234,7 @@ def run_gap(options: argparse.Namespace) -> None:
     if about["standardisation"]:
         scaling = Standardisation(**{name: np.array(v) for name, v in about["standardisation"].items()})
         network, X = scaling.unfold(network), scaling.apply(X)
-    weight_decay = options.weight_decay or about["weight_decay"]
+    weight_decay = about["weight_decay"] if options.weight_decay is None else options.weight_decay
     y = _encode_like(about, table.y)
     settings = {"weight_decay": weight_decay, "loss": about["loss"], "random_state": options.seed}
     print(optimality_gap(network, X, y, **settings))

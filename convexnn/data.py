@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from convexnn.errors import DeviceError, InvalidInputError, InvalidTypeError
@@ -85,8 +86,15 @@ def _as_array(data: Any, name: str) -> np.ndarray:
     if isinstance(data, Tensor):
         if data.layout != torch.strided:
             raise InvalidTypeError(f"{name} is a sparse tensor; a dense one is expected: pass {name}.to_dense().")
+        if data.is_meta or data.is_quantized:
+            kind = "without values (device 'meta')" if data.is_meta else f"of type {data.dtype}"
+            raise InvalidTypeError(f"{name} is a tensor {kind}; a tensor of real numbers is expected.")
         data = data.detach().cpu()
         data = (data.double() if data.is_floating_point() else data).numpy()  # numpy has no bfloat16
+    if np.ma.is_masked(data):  # numpy would hand out what lies under the mask
+        raise InvalidInputError(f"{name} has {np.ma.count_masked(data)} masked entries; impute or drop them first.")
+    if sparse.issparse(data):
+        raise InvalidTypeError(f"{name} is a sparse matrix; a dense one is expected: pass {name}.toarray().")
     try:
         array = np.asarray(data)
     except ValueError as error:

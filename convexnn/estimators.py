@@ -17,7 +17,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from convexnn.errors import InvalidInputError
+from convexnn.errors import InvalidInputError, InvalidTypeError
 from convexnn.network import layers_of
 from convexnn.result import Status, TrainingResult
 from convexnn.training import train
@@ -272,7 +272,10 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
         """
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
+        try:
+            self.classes_, codes = np.unique(y, return_inverse=True)
+        except TypeError as error:
+            raise InvalidTypeError(f"y has labels that cannot be sorted ({error}); use labels of one type") from error
         weights = _weights(sample_weight, X)
         _need_two_classes(codes[weights > 0])
         loss = _choose_loss(self.loss, len(self.classes_))

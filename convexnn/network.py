@@ -44,6 +44,7 @@ def layers_of(network: Any) -> tuple[nn.Linear, nn.Linear]:
     """The two linear layers of a module that computes Linear, ReLU, Linear, however it is written."""
     if not isinstance(network, nn.Module):
         raise UnsupportedNetworkError(f"got {type(network).__name__}, which is no torch module; expected {_EXPECTED}.")
+    _require_plain(network)
     try:
         traced = fx.symbolic_trace(network)
     except Exception as error:
@@ -57,6 +58,21 @@ def layers_of(network: Any) -> tuple[nn.Linear, nn.Linear]:
     if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
         raise UnsupportedNetworkError(f"expected {_EXPECTED}.")
     return first, last
+
+
+def _require_plain(network: nn.Module) -> None:
+    """Raise where the weights do not tell the function, or are no real numbers in memory."""
+    for module in network.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise UnsupportedNetworkError(
+                f"the module has a {type(module).__name__} with forward hooks, which can change what it computes; "
+                "remove the hooks (old weight_norm and spectral_norm: torch.nn.utils.remove_weight_norm, "
+                "remove_spectral_norm)."
+            )
+    for name, value in network.named_parameters():
+        if not value.is_floating_point() or value.is_meta or nn.parameter.is_lazy(value):
+            kind = "no values yet" if value.is_meta or nn.parameter.is_lazy(value) else f"the type {value.dtype}"
+            raise UnsupportedNetworkError(f"the weights {name!r} have {kind}; real numbers are expected.")
 
 
 def _check_chain(traced: fx.GraphModule) -> None:

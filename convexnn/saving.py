@@ -12,6 +12,7 @@ from convexnn.errors import InvalidInputError
 from convexnn.network import layers_of
 
 FORMAT = "convexnn network 1"
+_ROUNDING = 1e-12  # of a column's largest entry: a deviation below it is no spread of the data
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,12 @@ class Standardisation:
 
     @classmethod
     def of(cls, X: Float64[np.ndarray, "n d"]) -> "Standardisation":
-        """Mean and standard deviation of each column; a constant column keeps the scale 1."""
+        """Mean and standard deviation of each column; a column that is constant up to rounding keeps the scale 1.
+
+        The deviation of 569 times 0.1 is 1e-15: divided by it, a constant would get weights of 1e15.
+        """
         scale = X.std(axis=0)
-        return cls(X.mean(axis=0), np.where(scale > 0, scale, 1.0))
+        return cls(X.mean(axis=0), np.where(scale > _ROUNDING * np.abs(X).max(axis=0), scale, 1.0))
 
     def apply(self, X: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "n d"]:
         """Standardised samples."""

@@ -3,6 +3,7 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from jaxtyping import Float64
@@ -97,7 +98,7 @@ def _need_no_missing(name: str, cells: list[str], path: str | Path) -> None:
     if missing:
         raise InvalidInputError(
             f"{path}: column {name!r} has {len(missing)} missing values, the first in data line "
-            f"{missing[0]}; fill them in, remove those lines, or leave the column out with --drop {name}"
+            f"{missing[0]}; fill them in, remove those lines, or leave the column out with --drop {quote(name)}"
         )
 
 
@@ -109,7 +110,7 @@ def _features(columns: dict[str, list[str]], names: tuple[str, ...], path: str |
         raise InvalidInputError(
             f"{path}: feature columns that are not finite numbers: {', '.join(wrong)} (for instance "
             f"{example!r} in {wrong[0]!r}); encode them as numbers, one 0/1 column per category, or "
-            f"leave them out with --drop {','.join(wrong)}"
+            f"leave them out with --drop {quote(','.join(wrong))}"
         )
     return np.column_stack([values for values in numbers.values() if values is not None])
 

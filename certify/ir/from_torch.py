@@ -65,11 +65,15 @@ def _guess_shape(module: nn.Module) -> Shape:
 
 def _require_finite(module: nn.Module) -> None:
     for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if value.is_meta or nn.parameter.is_lazy(value):
+            raise InvalidInputError(f"{name} of the network has no values yet; load or initialise it first")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InvalidInputError(f"{name} of the network has NaN or infinite entries; expected finite weights")
 
 
 def _without_batch(builder: Builder, output: Value) -> Value:
+    if 0 in output.shape:
+        raise UnsupportedOp(f"the network returns shape {output.shape}, which is nothing; expected at least one score")
     if not output.shape or output.shape[0] != 1:
         raise UnsupportedOp(
             f"the network returns shape {output.shape} for one input: it flattens the batch axis;"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from certify_cases import NETWORKS, mlp, randomised, seeded
 from torch import nn
+from torch_cases import Fn
 
 import certify
 from certify.search import PGD, PLANS
@@ -332,7 +333,18 @@ X0 = [0.5, 0.5]
         ({"domain": (np.zeros(3), np.ones(3))}, ValueError, "a domain limit has shape"),
         ({"domain": (np.nan, 1)}, ValueError, "a domain limit is NaN"),
         ({"method": "magic"}, ValueError, "expected one of auto, complete, ibp, lipschitz, crown-ibp, deeppoly-0"),
+        ({"method": ["crown"]}, ValueError, "expected one of auto"),
         ({"timeout": 0}, ValueError, "timeout is 0"),
+        ({"timeout": "long"}, TypeError, "timeout is 'long'"),
+        ({"label": 2**70}, ValueError, "label is 1180591620717411303424"),
+        ({"label": np.uint64(2**64 - 1)}, ValueError, "label is 18446744073709551615"),
+        ({"label": torch.tensor([0, 1])}, TypeError, "label is tensor"),
+        ({"x": [[0.5], [0.5, 1.0]]}, ValueError, "x cannot be read as an array"),
+        ({"x": np.ma.masked_greater(np.array(X0), 0.1)}, ValueError, "x has masked entries"),
+        ({"x": torch.tensor(X0).to_sparse()}, TypeError, "dense one"),
+        ({"x": torch.zeros(2, device="meta")}, TypeError, "'meta'"),
+        ({"network": nn.Linear(2, 2, device="meta")}, ValueError, "no values yet"),
+        ({"network": Fn(lambda x: x[:, :0])}, NotImplementedError, "at least one score"),
     ],
 )
 def test_bad_input_says_what_is_wrong(changes, error, message):
@@ -341,6 +353,12 @@ def test_bad_input_says_what_is_wrong(changes, error, message):
     with pytest.raises(error, match=message) as caught:
         inspect.unwrap(certify.verify)(network, x, **arguments)
     assert isinstance(caught.value, certify.CertifyError)
+
+
+def test_labels_are_taken_as_data_sets_hold_them():
+    label = label_of(PLANE, torch.tensor(X0, dtype=torch.float64))
+    for given in (label, torch.tensor(label), torch.tensor([label]), np.array([label]), np.int8(label), float(label)):
+        assert certify.verify(PLANE, X0, label=given, eps=0.0).label == label
 
 
 def test_a_precision_that_numpy_lacks_is_named():
@@ -359,6 +377,8 @@ def test_a_precision_that_numpy_lacks_is_named():
         ([X0, X0], [0], ValueError, r"expected \(2,\)"),
         ([X0, X0], [0, 7], ValueError, "label 7 is out of range"),
         ([X0, X0], [0, 0.5], ValueError, "no whole numbers"),
+        ([X0, X0], [0, 1e300], ValueError, "labels from 0.0 to 1e\\+300"),
+        ([X0, X0], np.array([0, 2**64 - 1], dtype=np.uint64), ValueError, "to 18446744073709551615"),
         ([X0, X0], ["a", "b"], TypeError, "expected real numbers"),
         (np.zeros((0, 2)), [], ValueError, "X is empty"),
         ([X0, [np.nan, 0]], [0, 0], ValueError, "X has 1 NaN"),

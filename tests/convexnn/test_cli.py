@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from convexnn.cli import main
-from convexnn.saving import load_network
+from convexnn.saving import build, load_network, save_network
 
 
 @pytest.fixture
@@ -107,6 +107,26 @@ def test_gap_wants_the_columns_of_training(table, tmp_path, capsys):
     assert main(["fit", str(path), "--target", "kind", "--drop", "size", "--out", str(out), *FAST]) == 0
     assert main(["gap", str(out), str(path)]) == 2
     assert "trained on position, mass" in capsys.readouterr().err
+
+
+def test_gap_at_a_weight_decay_that_is_none(table, tmp_path, capsys):
+    path, *_ = table
+    out = tmp_path / "net.pt"
+    assert main(["fit", str(path), "--target", "kind", "--drop", "size", "--out", str(out), *FAST]) == 0
+    assert main(["gap", str(out), str(path), "--drop", "size", "--weight-decay", "0"]) == 2
+    assert "weight_decay=0" in capsys.readouterr().err
+
+
+def test_gap_of_a_network_that_does_not_say_its_data(table, tmp_path, capsys):
+    save_network(build(2, 3, 1, True, True), tmp_path / "net.pt")
+    assert main(["gap", str(tmp_path / "net.pt"), str(table[0])]) == 2
+    assert "does not say what it was trained on" in capsys.readouterr().err
+
+
+def test_a_hint_can_be_pasted(tmp_path, capsys):
+    (tmp_path / "data.csv").write_text("mean size,y\n,1\n2,3\n")
+    assert main(["fit", str(tmp_path / "data.csv"), "--target", "y"]) == 2
+    assert "--drop 'mean size'" in capsys.readouterr().err
 
 
 def test_version_and_help(capsys):

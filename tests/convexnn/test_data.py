@@ -41,6 +41,8 @@ MATRICES = {
     "none": (None, ConvexNNError, "X"),
     "sparse": (sparse.csr_matrix(X), ConvexNNError, "X"),
     "sparse tensor": (torch.eye(3).to_sparse(), ConvexNNError, "X"),
+    "no values": (torch.zeros((2, 2), device="meta"), InvalidTypeError, "meta"),
+    "under a mask": (np.ma.masked_greater(X, 0.0), InvalidInputError, "masked entries; impute"),
     "text column": (pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]}), InvalidTypeError, "X has entries"),
 }
 

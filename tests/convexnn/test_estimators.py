@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from convexnn.errors import InvalidInputError
+from convexnn.errors import InvalidInputError, InvalidTypeError
 from convexnn.estimators import ConvexReLUClassifier, ConvexReLURegressor, merge_rows
 
 # Loose and small on purpose: these checks ask for the estimator contract, not for accuracy.
@@ -111,6 +111,11 @@ def test_one_class_is_refused_with_advice():
     X, _ = small_problem(n=9)
     with pytest.raises(InvalidInputError, match="at least 2 classes.*got 1 class; check the labels"):
         ConvexReLUClassifier().fit(X, np.zeros(9))
+
+
+def test_labels_that_do_not_sort_are_refused():
+    with pytest.raises(InvalidTypeError, match="labels of one type"):
+        ConvexReLUClassifier().fit(np.eye(4), np.array(["a", None, "a", None], dtype=object))
 
 
 def test_names_of_a_frame_are_kept():

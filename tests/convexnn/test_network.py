@@ -223,3 +223,37 @@ def test_refuses_layers_that_are_not_a_chain(module):
     """The three layers occur in the right order, but the module does not compute their composition."""
     with pytest.raises(UnsupportedNetworkError):
         layers_of(module())
+
+
+def plain():
+    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, None])
+@pytest.mark.parametrize("before", [True, False])
+def test_refuses_hooks(place, before):
+    """A hook can change the function, and the weights do not tell."""
+    network = plain()
+    module = network if place is None else network[place]
+    if before:
+        module.register_forward_pre_hook(lambda module, args: (-args[0],))
+    else:
+        module.register_forward_hook(lambda module, args, out: -out)
+    with pytest.raises(UnsupportedNetworkError, match="hooks"):
+        layers_of(network)
+
+
+def test_follows_parametrised_weights():
+    network = plain()
+    nn.utils.parametrizations.weight_norm(network[0])
+    X, columns = inputs(3, True)
+    with torch.no_grad():
+        torch.testing.assert_close(from_torch(network)(columns), network(X.float()).double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("told", ["complex64", "no values"])
+def test_refuses_weights_that_are_no_real_numbers(told):
+    layers = [nn.Linear(3, 5, dtype=torch.complex64), nn.ReLU(), nn.Linear(5, 1)]
+    network = nn.Sequential(*layers) if told == "complex64" else plain().to("meta")
+    with pytest.raises(UnsupportedNetworkError, match=told):
+        layers_of(network)

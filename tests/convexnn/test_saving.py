@@ -32,6 +32,21 @@ def test_folded_network_takes_raw_features(hidden_bias):
     torch.testing.assert_close(unfolded, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("value", [0.1, -1e-30, 1e12 / 3, 0.0])
+@pytest.mark.parametrize("n", [7, 569])
+def test_a_constant_column_stays_small_and_its_weights_too(value, n):
+    X = np.column_stack([np.arange(n), np.full(n, value)])
+    scaling = Standardisation.of(X)
+    assert scaling.scale[1] == 1.0
+    assert np.abs(scaling.apply(X)[:, 1]).max() <= 1e-12 * abs(value)
+    network = build(2, 3, 1, True, True)
+    largest = network[0].weight.detach().abs().max()
+    assert scaling.fold(network)[0].weight.detach()[:, 1].abs().max() <= largest
+    assert Standardisation.of(1e-20 * X[:, :1]).scale[0] == pytest.approx(
+        1e-20 * X[:, 0].std()
+    )  # small is not constant
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(InvalidInputError, match="there is no file"):
         load_network(tmp_path / "absent.pt")
