@@ -18,7 +18,7 @@ from certify.regions import NORMS, LpBall
 from certify.search import PLANS, Plan, Problem
 
 
-def plan_of(method: str | Plan) -> Plan:
+def plan_of(method: Any) -> Plan:
     """A plan by name, or the one given."""
     if isinstance(method, Plan):
         return method

@@ -96,7 +96,7 @@ def _proved(network: Network, problem: Problem, verdict: Verdict, path: Any) -> 
     return os.fspath(path)
 
 
-def _seconds(timeout: SupportsFloat | None) -> float | None:
+def _seconds(timeout: Any) -> float | None:
     if timeout is None:
         return None
     try:

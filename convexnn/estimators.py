@@ -271,8 +271,8 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
 
         """
         X, y = validate_data(self, X, y, dtype=np.float64)
-        check_classification_targets(y)
         try:
+            check_classification_targets(y)
             self.classes_, codes = np.unique(y, return_inverse=True)
         except TypeError as error:
             raise InvalidTypeError(f"y has labels that cannot be sorted ({error}); use labels of one type") from error
