@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from certify.proof.artefact import DEEPEST, Dyadic, Work, dyadic, fields, integer, items, require
+from certify.proof.artefact import DEEPEST, Dyadic, Work, affordable, dyadic, fields, integer, items, require
 from certify.proof.check.exact import Matrix, Vector, ceil_divide, dot, product, root_up, times, transposed
 
 _BATCH = 2000
@@ -108,6 +108,7 @@ def within(X: Dyadic, v: Dyadic, weight: Dyadic, span: Span, where: str) -> tupl
     """C, and the weight that is left for the cones in its columns, rounded down."""
     near = times(span.rows, Dyadic(transposed(span.basis.values), span.basis.scale))
     scale = max(near.scale, X.scale)
+    affordable(len(X.values) * len(X.values[0]), scale)
     rest = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(X.at(scale), near.at(scale), strict=True)]
     error = sum(abs(a) * root_up(dot(row, row)) for a, row in zip(v.values, rest, strict=True))
     common = max(scale + v.scale, weight.scale, 2 * _NORM_BITS)
