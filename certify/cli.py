@@ -22,6 +22,8 @@ _STARTED = perf_counter()
 NAME = "convexnn certify"
 _WORDS = {"SAT": "sat", "UNSAT": "unsat", "UNKNOWN": "unknown", "TIMEOUT": "timed-out"}
 
+_LARGEST_DATA = 2**32  # bytes of labelled inputs, unpacked
+
 # The exit status after Ctrl-C or SIGTERM.
 _STOPPED = 130
 
@@ -325,6 +327,11 @@ def _arrays(path: Path) -> "tuple[np.ndarray | None, ...]":
     if path.is_file() and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no .npz file, or damaged; expected one with X (inputs) and y (labels)")
     try:
+        if path.is_file():
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+            if size > _LARGEST_DATA:
+                raise ValueError(f"{path} unpacks to {size} bytes; expected at most {_LARGEST_DATA}: split it")
         with np.load(path, allow_pickle=False) as data:
             if not {"X", "y"} <= set(data.files):
                 raise ValueError(f"{path} has the arrays {data.files}; expected X (inputs) and y (labels)")

@@ -398,6 +398,17 @@ def test_damaged_data_are_named(small, capsys, content):
     assert "damaged" in captured.err
 
 
+def test_data_that_unpack_to_too_much_are_refused(small, capsys, monkeypatch):
+    network, folder = small
+    monkeypatch.setattr("certify.cli._LARGEST_DATA", 2**20)
+    np.savez_compressed(folder / "data.npz", X=np.zeros((2**18, 1)), y=np.zeros(2**18, dtype=np.uint8))
+    assert (folder / "data.npz").stat().st_size < 2**14
+    assert main(["accuracy", network, str(folder / "data.npz"), "--eps", "0.1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "unpacks to 2359" in captured.err
+
+
 def test_a_limit_is_a_count(small, capsys):
     network, folder = small
     np.savez(folder / "data.npz", X=np.zeros((3, 1)), y=np.zeros(3, dtype=int))
