@@ -143,3 +143,17 @@ def test_the_rounding_of_a_hidden_entry_counts_in_its_bound():
         for extra in (0.0, 0.5)
     )
     torch.testing.assert_close(shaken, plain - 0.5)
+
+
+def test_weights_of_conditions_count_by_their_shares():
+    """A sum of weights above one would raise a bound above the largest condition."""
+    part = Part(CONDITIONS["two"], lambda values: values.amin(0) - 0.3)
+    relaxed, leaves, form = part.root.relaxed, part.leaves, part.root.trees.form(part.leaves.tree)
+    start = start_of(part.root, leaves, relaxed.forms(form, leaves.owner))
+    plain, thrice = (
+        relaxed.judge(form, leaves.owner, replace(start, weights=start.weights * factor, multipliers=None))
+        for factor in (1.0, 3.0)
+    )
+    torch.testing.assert_close(thrice, plain)
+    assert (plain <= part.slack.min()).all()
+    assert plain.abs().max() > 1e-3
