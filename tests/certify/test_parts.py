@@ -18,7 +18,7 @@ from certify.search.phases import Finding, search_phases
 from certify.search.phases.branching import start_of
 from certify.search.phases.corner import by_linear_program
 from certify.search.phases.leaves import Leaves
-from certify.search.phases.narrow import are_empty
+from certify.search.phases.narrow import are_empty, narrowed
 from certify.search.phases.parts import Part as OpenPart
 from certify.search.phases.parts import run_part
 
@@ -157,3 +157,18 @@ def test_weights_of_conditions_count_by_their_shares():
     torch.testing.assert_close(thrice, plain)
     assert (plain <= part.slack.min()).all()
     assert plain.abs().max() > 1e-3
+
+
+def test_fixed_phases_are_bounds_of_a_part(reached):
+    part, root = reached
+    twins = part.leaves.children()
+    for k, sign in enumerate((1, -1)):
+        leaf = twins.select(torch.tensor([k]))
+        own, _ = narrowed(root, leaf, 2, 5, lambda: False)
+        low, high = (
+            torch.cat([own.relaxed.bounds[slot.source][side].flatten(1) for slot in own.slots], 1)[:, own.columns]
+            for side in (0, 1)
+        )
+        fixed = leaf.signs == sign
+        assert fixed.any()
+        assert (low[fixed] >= 0).all() if sign == 1 else (high[fixed] <= 0).all()
