@@ -71,8 +71,17 @@ def read_loss(loss: Any, y: Any, n: int, sample_weight: Any = None) -> AbstractL
     return LOSSES[loss](read_targets(y, n, loss), read_weights(sample_weight, n))
 
 
+def flag(value: Any, name: str) -> bool:
+    """True or False; whatever else Python takes for one of them is more likely a mistake."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidTypeError(f"{name}={value!r}; True or False is expected.")
+    return bool(value)
+
+
 def positive(value: Any, name: str, *, zero: bool = False) -> float:
     """A finite number above zero (or at least zero), as a float."""
+    if isinstance(value, (bool, np.bool_)):
+        raise InvalidTypeError(f"{name}={value!r} is not a number.")
     try:
         number = float(value + 0)  # a string that spells a number is no number
     except (TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from convexnn.data import positive, read_loss, read_matrix, resolve_device
+from convexnn.data import flag, positive, read_loss, read_matrix, resolve_device
 from convexnn.errors import InvalidInputError, ScalingWarning, SolverError, SolverWarning
 from convexnn.network import from_torch, layers_of, penalty, to_torch
 from convexnn.neurons import Neurons
@@ -29,6 +29,7 @@ from convexnn.solvers.sliding import SlidingFrankWolfe
 from convexnn.threads import threads_for
 
 METHODS = ("global", *RESTRICTED)
+_BIASES = ("hidden_bias", "output_bias")
 _WIDE_SCALES = 1e7  # beyond it a small column has no digits left in single precision
 
 
@@ -216,7 +217,7 @@ def read_task(
     device: torch.device,
 ) -> Task:
     """The user's problem, and its reduction to the rank of the data; ``biases``: hidden layer and output."""
-    hidden_bias, output_bias = biases
+    hidden_bias, output_bias = (flag(value, name) for value, name in zip(biases, _BIASES, strict=True))
     read = read_loss(loss, y, len(data), sample_weight)
     X = torch.cat([data, torch.ones_like(data[:, :1])], 1) if hidden_bias else data
     _check_scales(X)

@@ -70,8 +70,14 @@ def precision_of(module: nn.Module) -> tuple[torch.dtype, torch.device]:
     """Of its first floating-point parameter or buffer; float64 on the CPU where it has none.
 
     Raises:
-        InvalidInputError: for bfloat16.
+        InvalidInputError: for bfloat16, and for parameters of several precisions.
     """
+    kinds = {value.dtype for value in module.parameters() if value.is_floating_point()}
+    if len(kinds) > 1:
+        raise InvalidInputError(
+            f"the network's parameters are of several precisions ({', '.join(sorted(map(str, kinds)))});"
+            " convert it with .float() or .double()"
+        )
     for value in (*module.parameters(), *module.buffers()):
         if value.dtype == torch.bfloat16:
             raise InvalidInputError(

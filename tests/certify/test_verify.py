@@ -366,6 +366,12 @@ def test_labels_are_taken_as_data_sets_hold_them():
         assert certify.verify(PLANE, X0, label=given, eps=0.0).label == label
 
 
+def test_networks_of_two_precisions_are_told():
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2).double()).eval()
+    with pytest.raises(certify.InvalidInputError, match="several precisions.*float32.*float64"):
+        certify.verify(network, [0.5, 0.5], label=0, eps=0.1)
+
+
 def test_a_precision_that_numpy_lacks_is_named():
     network = nn.Sequential(nn.Linear(2, 2)).to(torch.bfloat16).eval()
     with pytest.raises(certify.InvalidInputError, match="bfloat16"):

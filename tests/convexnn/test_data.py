@@ -195,6 +195,9 @@ OPTIONS = {
     "weight_decay NaN": ({"weight_decay": float("nan")}, InvalidInputError, "weight_decay=nan"),
     "weight_decay text": ({"weight_decay": "0.1"}, InvalidTypeError, "weight_decay='0.1' is not a number"),
     "weight_decay none": ({"weight_decay": None}, InvalidTypeError, "weight_decay=None"),
+    "weight_decay true": ({"weight_decay": True}, InvalidTypeError, "weight_decay=True is not a number"),
+    "hidden_bias text": ({"hidden_bias": "no"}, InvalidTypeError, "hidden_bias='no'; True or False"),
+    "output_bias number": ({"output_bias": 0}, InvalidTypeError, "output_bias=0; True or False"),
     "tol negative": ({"tol": -1e-4}, InvalidInputError, "tol"),
     "tol NaN": ({"tol": float("nan")}, InvalidInputError, "tol"),
     "tol text": ({"tol": "tight"}, InvalidTypeError, "tol"),
@@ -217,7 +220,14 @@ OPTIONS = {
 }
 
 
-OF_TRAINING = ("method", "dtype", "max_rounds", "warm_start")  # options that optimality_gap does not take
+OF_TRAINING = (
+    "method",
+    "dtype",
+    "max_rounds",
+    "warm_start",
+    "hidden_bias",
+    "output_bias",
+)  # options that optimality_gap does not take
 
 
 @pytest.mark.usefixtures("unchecked")
