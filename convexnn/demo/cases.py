@@ -31,6 +31,7 @@ class Case:
     domain: tuple[float, float] | None = None
     image_shape: tuple[int, int] | None = None
     adam_steps: int = 2000
+    proof_seconds: float = 15.0  # for a proved bound, where the loss has one
 
     @property
     def loss(self) -> str:
@@ -108,4 +109,5 @@ def small(case: Case, n: int = 120) -> Case:
         max_seconds=2.0,
         eps=case.eps[::4],
         adam_steps=200,
+        proof_seconds=2.0,
     )

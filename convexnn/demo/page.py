@@ -40,6 +40,7 @@ def _section(study: Study) -> str:
         _cards(study),
         _comparison(study),
         f'<p class="note">{_adam_sentence(study)}</p>',
+        f'<p class="note">{_proof_sentence(study)}</p>',
         f'<div class="charts">{_values_chart(study)}{_distance_chart(study)}{_robustness_chart(study)}'
         f"{_robustness_table(study)}</div>",
         _tiles(study) if case.image_shape else _bars(study),
@@ -88,12 +89,36 @@ def _comparison_rows(study: Study) -> list[tuple[str, str, str]]:
     accuracy, adam_accuracy = study.robustness.clean[0], study.adam_robustness.clean[0]
     return [
         ("Objective", f"{result.objective:.7g}", f"{gap.objective:.7g}"),
-        (f"Gap ({escape(gap.bound_kind)})", f"{result.gap:.1e}", f"{gap.gap:.1e}"),
+        (f"Gap ({escape(gap.bound_kind)}: evidence)", f"{result.gap:.1e}", f"{gap.gap:.1e}"),
+        ("Gap (proved, checked in exact arithmetic)", *_proved_gaps(study)),
         ("Neurons that are not zero", str(result.n_neurons), str(gap.n_neurons)),
         *timed,
         ("Seconds in all", f"{result.seconds:.1f}", f"{adam.seconds:.1f}"),
         ("Held-out accuracy", f"{accuracy:.1%}", f"{adam_accuracy:.1%}"),
     ]
+
+
+def _proved_gaps(study: Study) -> tuple[str, str]:
+    if study.proofs is None:
+        return ("none for this loss", "none for this loss")
+    return f"{study.proofs.ours.gap:.1e}", f"{study.proofs.adam.gap:.1e}"
+
+
+def _proof_sentence(study: Study) -> str:
+    """What the two gaps mean beside each other."""
+    if study.proofs is None:
+        return (
+            f"There is no proof for the {study.case.loss} loss yet: what is known of the optimum is evidence from a "
+            "search that could have missed a better neuron."
+        )
+    proved, files = study.proofs.ours, study.proofs.files
+    return (
+        f"Proved for networks of every width: the objective is at least {proved.bound:.6g}. A search for better "
+        f"neurons puts the optimum at {study.result.bound:.6g} or above, which is evidence; the proof is what nobody "
+        f"has to trust: <code>certify check {escape(files[0].name)}</code> repeats it without rounding "
+        f"(Adam's network: {escape(files[1].name)}). The two differ because the proof bounds the maximum over all "
+        "neurons by a relaxation; more time brings them closer."
+    )
 
 
 def _adam_sentence(study: Study) -> str:

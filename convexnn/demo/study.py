@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,12 @@ from convexnn.errors import MissingDependencyError
 from convexnn.gap import optimality_gap
 from convexnn.network import layers_of
 from convexnn.onnx import to_onnx
+from convexnn.proof.report import LOSSES as PROVABLE_LOSSES
 from convexnn.result import OptimalityGap, TrainingResult, relative_gap
 from convexnn.saving import save_network
 from convexnn.training import train
+
+_AT_ONCE = 1e-3  # seconds: a bound that is taken over needs no search
 
 Say = Callable[[str], None]
 
@@ -33,6 +37,15 @@ class Robustness:
 
 
 @dataclass(frozen=True)
+class Proofs:
+    """Proved gaps of both networks, and the files that ``certify check`` judges."""
+
+    ours: OptimalityGap
+    adam: OptimalityGap
+    files: tuple[Path, Path]
+
+
+@dataclass(frozen=True)
 class Study:
     """Everything that the report shows of one case."""
 
@@ -43,6 +56,7 @@ class Study:
     robustness: Robustness
     adam_robustness: Robustness
     files: tuple[Path, ...]
+    proofs: Proofs | None = None  # of losses that have proofs
 
 
 def study(case: Case, folder: Path, say: Say) -> Study:
@@ -52,12 +66,13 @@ def study(case: Case, folder: Path, say: Say) -> Study:
     say(f"  {case.loss} loss, weight decay {case.weight_decay:g}")
     result = train_global(case, say)
     adam, gap = judge_adam(case, result.bound, say)
+    proofs = prove_both(result.network, adam.network, case, folder, say)
     files = convert(result.network, case, folder, say)
     robustness = certify_grid(result.network, case)
     adam_robustness = certify_grid(adam.network, case)
     for line in _robustness_lines(robustness, adam_robustness):
         say(line)
-    return Study(case, result, adam, gap, robustness, adam_robustness, files)
+    return Study(case, result, adam, gap, robustness, adam_robustness, files, proofs)
 
 
 def train_global(case: Case, say: Say) -> TrainingResult:
@@ -100,6 +115,41 @@ def judge_adam(case: Case, known_bound: float, say: Say) -> tuple[AdamRun, Optim
     for line in str(gap).splitlines():
         say("    " + line)
     return adam, gap
+
+
+def prove_both(
+    network: torch.nn.Sequential, adam: torch.nn.Sequential, case: Case, folder: Path, say: Say
+) -> Proofs | None:
+    """A proved bound for the network of global training, taken over for Adam's: it holds for all networks."""
+    if case.loss not in PROVABLE_LOSSES:
+        say(f"  No proof: there is none yet for the loss {case.loss}.")
+        return None
+    files = (folder / f"{case.key}-proof.json.gz", folder / f"{case.key}-adam-proof.json.gz")
+    ours = _proved(network, case, out=files[0], timeout=case.proof_seconds)
+    theirs = _proved(adam, case, out=files[1], resume=files[0], timeout=_AT_ONCE)
+    say(f"  Proved: global training within {ours.gap:.2%}, Adam within {theirs.gap:.2%} of the optimum; evidence says")
+    say(f"    {_evidence(ours):.2%} and {_evidence(theirs):.2%}. Check it: certify check {files[0]}")
+    return Proofs(ours, theirs, files)
+
+
+def _proved(network: torch.nn.Sequential, case: Case, **options: Any) -> OptimalityGap:
+    return optimality_gap(
+        network,
+        case.X,
+        case.targets(),
+        loss=case.loss,
+        weight_decay=case.weight_decay,
+        tol=case.tol,
+        max_seconds=0.5,
+        random_state=0,
+        proof="fast",
+        **options,
+    )
+
+
+def _evidence(gap: OptimalityGap) -> float:
+    assert gap.local_search_bound is not None
+    return relative_gap(gap.objective, gap.local_search_bound)
 
 
 def convert(network: torch.nn.Sequential, case: Case, folder: Path, say: Say) -> tuple[Path, ...]:

@@ -6,6 +6,7 @@ handed out. Rounding is paid for by scaling the dual point down a little: by the
 
 import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -102,15 +103,27 @@ def written_cones(
     try:
         span = None if basis is None else span_of(data.X, basis)
         X, decay = (data.X, data.weight_decay) if span is None else within(data.X, dual, data.weight_decay, span, "it")
-        found = Parallel(n_jobs=min(workers, 2))(
-            delayed(covering)(X, dual, sign, _float(decay), seconds=seconds) for sign in (1, -1)
-        )
-        if any(cones is None for cones in found):
+        found = _coverings(X, dual, _float(decay), seconds, workers)
+        if found is None:
             return None
         extra = {} if span is None else {"span": {"basis": as_json(span.basis), "rows": as_json(span.rows)}}
         return finished(data, dual, [{"cones": cones, **extra} for cones in found], neurons)
     except RejectedError:
         return None
+
+
+def _coverings(X: Dyadic, dual: Dyadic, decay: float, seconds: float, workers: int) -> list[list[int]] | None:
+    """The cones of both signs; of one after the other in the same time where there is one worker."""
+    if workers > 1:
+        found = Parallel(n_jobs=2)(delayed(covering)(X, dual, sign, decay, seconds=seconds) for sign in (1, -1))
+        return None if any(cones is None for cones in found) else list(found)
+    deadline, both = time.perf_counter() + seconds, []
+    for sign in (1, -1):
+        cones = covering(X, dual, sign, decay, seconds=deadline - time.perf_counter())
+        if cones is None:
+            return None
+        both.append(cones)
+    return both
 
 
 def span_of(X: Dyadic, basis: Float[Array, "d r"]) -> Span:

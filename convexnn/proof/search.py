@@ -100,6 +100,8 @@ def run(search: ProofSearch, v: Float[Array, " n"], how: str) -> ProofSearch:
 
 
 def _stages(search: ProofSearch, v: Float[Array, " n"], how: str) -> None:
+    if search.best is not None and search.done():
+        return  # resumed, and nothing is left to do
     clock = Clock(search.deadline)
     leaves: tuple[Leaf, ...] = _roots(search.reduced)
     points = _timed(search, clock, leaves, "root")

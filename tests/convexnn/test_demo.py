@@ -4,15 +4,18 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from certify.proof.artefact import load
+from certify.proof.check import check_file
 from convexnn.demo.cases import breast_cancer, digits, small
 from convexnn.demo.page import render
 from convexnn.demo.rival import AdamRun, objective, train_adam
-from convexnn.demo.study import Robustness, Study, strongest
+from convexnn.demo.study import Proofs, Robustness, Study, prove_both, strongest
 from convexnn.demo.svg import Axis, Series, line_chart, tile, weight_bars
 from convexnn.result import OptimalityGap, Status, TraceEntry, TrainingResult
 
@@ -76,6 +79,33 @@ def test_page_is_well_formed_and_loads_nothing(make):
     assert "$" not in page
     for word in ("local-search", "evidence, not proof", make().title, "12 seconds"):
         assert word in page
+
+
+def test_the_page_shows_evidence_and_proof_side_by_side():
+    plain = study(breast_cancer())
+    proved = replace(plain.adam_gap, bound=0.09, bound_kind="proved", gap=0.1, local_search_bound=0.099)
+    files = (Path("a-proof.json.gz"), Path("b-proof.json.gz"))
+    page = render([replace(plain, proofs=Proofs(proved, replace(proved, gap=0.2), files))], 1.0)
+    row = re.search(r"<tr><th>Gap \(proved.*?</tr>", page)
+    assert row
+    assert re.findall(r"<td>(.*?)</td>", row[0]) == ["1.0e-01", "2.0e-01"]
+    assert re.search(r"<tr><th>Gap \(local-search: evidence\)", page)
+    assert "certify check a-proof.json.gz" in page
+    assert "none for this loss" in render([study(digits())], 1.0)
+
+
+def test_both_networks_are_proved_by_one_bound(tmp_path, unchecked):
+    case = replace(small(breast_cancer(), 20), X=small(breast_cancer(), 20).X[:, :3], proof_seconds=1e-3)
+    networks = [torch.nn.Sequential(torch.nn.Linear(3, k), torch.nn.ReLU(), torch.nn.Linear(k, 1)) for k in (2, 4)]
+    lines = []
+    proofs = prove_both(*networks, case, tmp_path, lines.append)
+    assert proofs.ours.bound == proofs.adam.bound
+    assert proofs.ours.bound_kind == proofs.adam.bound_kind == "proved"
+    assert len(load(proofs.files[0])["claim"]["network"]["a"]["values"]) == 2
+    assert all(check_file(file) for file in proofs.files)
+    assert len(load(proofs.files[1])["claim"]["network"]["a"]["values"]) == 4
+    assert any("certify check" in line for line in lines)
+    assert prove_both(*networks, small(digits()), tmp_path, lines.append) is None
 
 
 def test_page_escapes_what_comes_from_data():
