@@ -18,7 +18,7 @@ from certify.ir.runtime import Runtime
 from certify.properties.query import Case, Query
 from certify.properties.vnnlib import read_vnnlib
 from certify.search.deadline import Deadline, OutOfTimeError
-from certify.search.glance import glance, glances
+from certify.search.glance import glance, promising
 from certify.search.inputs.attack import Replay
 from certify.search.inputs.chain import Chain
 from certify.search.inputs.network import chain_of
@@ -175,7 +175,7 @@ def _at_once(model: Network, query: Query, effort: _Effort) -> QueryVerdict | No
 def _at_a_glance(model: Network, query: Query, effort: _Effort) -> QueryVerdict | None:
     """A witness that a few steps of descent find."""
     found: list[Witness] = []
-    for case in query.cases[: glances(model.graph)]:
+    for case in promising(model.graph, query.cases):
         ask = _replay(model, (case,), found)
 
         def confirm(x: np.ndarray, ask: Replay = ask) -> bool:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from certify.ir.build import Builder
 from certify.ir.ops import AbstractAffine, ReLU, Window
 from certify.properties.query import Case
 from certify.search import glance as module
-from certify.search.glance import glance, glances
+from certify.search.glance import glance, glances, promising
 
 
 def plain_graphs(count):
@@ -64,6 +65,17 @@ def test_descent_finds_a_corner_and_only_what_is_confirmed_counts():
     assert not glance(graph, reached, lambda x: False, 0)
     beyond = Case(case.lower, case.upper, case.A, np.array([least - 100.0]))
     assert not glance(graph, beyond, lambda x: True, 0)
+
+
+def test_the_nearest_case_is_looked_at_first(monkeypatch):
+    graph = plain_graphs(1)[0][1]
+    case = case_of(graph, np.random.default_rng(0), rows=1)
+    cases = [replace(case, b=case.b + shift, written_b=None) for shift in (-3.0, 1.0, -1.0)]
+    assert promising(graph, cases) == [cases[1], cases[2], cases[0]]
+    monkeypatch.setattr(module, "glances", lambda graph: 1)
+    assert promising(graph, cases) == [cases[1]]
+    monkeypatch.setattr(module, "glances", lambda graph: 0)
+    assert promising(graph, cases) == []
 
 
 def test_the_work_of_a_convolution_is_that_of_its_results():
