@@ -32,6 +32,7 @@ CONFIDENCE = 0.95
 _INTERIOR_SAMPLES = 4000  # samples times outputs up to which the interior point is the better choice
 _INTERIOR_COLUMNS = 300
 _POLISH = 1e-2  # gap at which ADMM hands over where a smaller one is asked for
+_FISTA_STEPS = 300  # after which the same holds for FISTA
 _AROUND = 6  # cones of a neuron on a kink that a refinement tries
 _ADDED = 30
 _PATIENCE = 3
@@ -106,11 +107,9 @@ def _solve(
     method = how.method if how.method != "auto" else _by_size(program)
     if method in ("interior-point", "exact"):
         return solve_working_set(program, limits, start=start, report=report)
-    if method == "fista":
-        return solve_fista(program, limits, start=start, report=report)
     if method.startswith("reference"):
         return solve_reference(program, limits, backend=method.partition("-")[2] or "clarabel")
-    return _admm_and_polish(program, how, limits, start, report)
+    return _first_order_and_polish(program, how, limits, start, report)
 
 
 def _by_size(program: AbstractProgram) -> str:
@@ -119,13 +118,17 @@ def _by_size(program: AbstractProgram) -> str:
     return "interior-point" if small else "admm"
 
 
-def _admm_and_polish(
+def _first_order_and_polish(
     program: AbstractProgram, how: Restriction, limits: ProgramLimits, start: ConvexPoint | None, report: Report
 ) -> ProgramAnswer:
-    """ADMM to a rough gap; from there the interior point where the problem is of its size."""
+    """ADMM to a rough gap, or some steps of FISTA; from there the interior point where the problem is of its size."""
     started, polish = time.perf_counter(), _by_size(program) == "interior-point"
-    rough = replace(limits, tol=max(limits.tol, _POLISH)) if polish else limits
-    found = solve_admm(program, rough, start=start, dtype=how.dtype, report=report)
+    if how.method == "fista":
+        rough = replace(limits, max_steps=_FISTA_STEPS) if polish else limits
+        found = solve_fista(program, rough, start=start, report=report)
+    else:
+        rough = replace(limits, tol=max(limits.tol, _POLISH)) if polish else limits
+        found = solve_admm(program, rough, start=start, dtype=how.dtype, report=report)
     if found.judgement.gap(program.problem.floor()) <= limits.tol or not polish or found.status is Status.INTERRUPTED:
         return found
     left = replace(limits, max_seconds=limits.max_seconds - (time.perf_counter() - started))

@@ -5,8 +5,8 @@ min over U, b of L(c) + weight_decay ||A|| + [B >= 0] with the copies A = U, B =
 (I + g^2 G'G + d^2 F'F) U = right. (2D - I)^2 = I makes G'G the same matrix X'X for every pattern, and
 F (I + g^2 G'G)^-1 F' = K o (D D') elementwise, K = X (I + g^2 X'X)^-1 X'. So by Woodbury one matrix of
 the size of the samples is factorised, once, however many patterns there are; it does not depend on
-the step size rho, which adapts. For many samples conjugate gradients replace the factor.
-Everything else is dense products.
+the step size rho, which adapts. For many samples conjugate gradients replace the factor; the block
+descent of the source can, too, as a baseline. Everything else is dense products.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch import Tensor
 from convexnn.errors import InvalidInputError
 from convexnn.problem import Problem
 from convexnn.programs import AbstractProgram, ConvexPoint
+from convexnn.solvers.block_descent import BlockDescent
 
 _LARGEST_FACTOR = 2**32  # bytes; beyond it the samples' system is solved by conjugate gradients
 _BALANCE = 25  # steps between two looks at the step size, at first
@@ -32,12 +33,12 @@ _CG_ACCURACY = 1e-8  # relative; looser solves cost more steps than they save
 class ADMMOptions:
     """Settings that rarely need a change."""
 
-    linear: str = "auto"  # "factor", "cg", or by size
+    linear: str = "auto"  # "factor", "cg", or one of the two by size; "blocks" is the source's baseline
     relaxation: float = 1.6
 
     def __post_init__(self) -> None:
-        if self.linear not in ("auto", "factor", "cg"):
-            raise InvalidInputError(f"linear={self.linear!r}; 'auto', 'factor' or 'cg' is expected.")
+        if self.linear not in ("auto", "factor", "cg", "blocks"):
+            raise InvalidInputError(f"linear={self.linear!r}; 'auto', 'factor', 'cg' or 'blocks' is expected.")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class ADMM:
     factor: Float[Tensor, "n n"] | None
     diagonal: Float[Tensor, " n"] | None  # of the samples' system, for conjugate gradients
     options: ADMMOptions
+    blocks: BlockDescent | None = None  # in place of a factor
 
     @classmethod
     def of(cls, program: AbstractProgram, rho: float, options: ADMMOptions) -> "ADMM":
@@ -115,6 +117,8 @@ class ADMM:
         small = X.element_size() * len(X) ** 2 <= _LARGEST_FACTOR
         dense = self.options.linear == "factor" or (self.options.linear == "auto" and small)
         bare = replace(self, program=program)
+        if self.options.linear == "blocks":
+            return replace(bare, blocks=BlockDescent.of(program, self.cone_weight, self.fit_weight))
         return replace(bare, factor=bare._factor()) if dense else replace(bare, diagonal=bare._diagonal())
 
     def _factor(self) -> Tensor:
@@ -179,6 +183,10 @@ class ADMM:
     def _solve(self, target: Copies, at: ADMMState) -> tuple[Tensor, Tensor, Tensor]:
         """The least-squares step: U and b nearest to the copies in the weighted norm."""
         program, bias = self.program, self.program.problem.output_bias
+        if self.blocks is not None:
+            here = ConvexPoint(at.U, at.b)
+            there = self.blocks.descend(target.A, target.B, target.c, start=here, seed=at.n_steps)
+            return there.U, there.bias, at.q
         c = target.c - target.c.mean(0) if bias else target.c
         right = target.A + self.fit_weight**2 * program.sign_column * program.gated.adjoint(c.T)
         if program.cone is not None:

@@ -3,13 +3,15 @@
 K = blockdiag(H_j) + A'L''A. With L'' = R R' (Woodbury)
 K^-1 = H^-1 - H^-1 A'R (I + R'A H^-1 A'R)^-1 R'A H^-1: one matrix of the size of the samples.
 Patterns that add next to nothing to it are left out of it, and it preconditions conjugate gradients.
+For many samples it is built and factorised in single precision, which conjugate gradients make up for
+in a few iterations, until the barrier has made it too ill conditioned for that.
 """
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from scipy.linalg.blas import dsyrk
+from scipy.linalg.blas import dsyrk, ssyrk
 from torch import Tensor
 
 from convexnn.solvers.blocks import BlockMap, Image
@@ -17,6 +19,8 @@ from convexnn.solvers.cones import Scaling
 
 _NEGLIGIBLE = 0.1  # trace, relative to the identity, that patterns may have in all to be left out
 _COLUMNS = 2048  # of the factor that are worked on together
+_SINGLE_FROM = 400  # samples; of fewer the factor costs little
+_SINGLE_UP_TO = 1e5  # largest diagonal entry of R'A H^-1 A'R of which single precision leaves a preconditioner
 _CG_STEPS = 60
 _CG_ACCURACY = 1e-11
 
@@ -43,12 +47,23 @@ class Linearisation:
 
 @dataclass(frozen=True)
 class SampleMatrix:
-    """Cholesky factors of I + R'A H^-1 A'R: one for each output, or one for all where outputs meet in the loss."""
+    """Cholesky factors of I + R'A H^-1 A'R: one for each output, or one for all where outputs meet in the loss.
+
+    In single precision they only precondition.
+    """
 
     factors: tuple[Float[Tensor, "N N"], ...]
 
     def solve(self, Q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         """The inverse, applied to a point of the samples' space."""
+        return self._solve(Q.to(self.factors[0].dtype)).to(Q.dtype)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the factors are in double precision."""
+        return self.factors[0].dtype is torch.float64
+
+    def _solve(self, Q: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
         if len(self.factors) == Q.shape[1]:
             columns = [_cholesky_solve(factor, Q[:, k]) for k, factor in enumerate(self.factors)]
             return torch.stack(columns, 1)
@@ -69,7 +84,7 @@ class NewtonSystem:
     weights: Float[Tensor, "B m"]  # multipliers over slacks
     factor: Float[Tensor, "B d d"]  # Cholesky factors of H_j
     samples: SampleMatrix
-    exact: bool  # no pattern was left out
+    exact: bool  # no pattern was left out, no digit either
     with_bias: bool
 
     @classmethod
@@ -85,7 +100,7 @@ class NewtonSystem:
         first[maps.pairs] = torch.arange(len(maps.pairs), device=M.device)
         keep = _weighty(maps, linear, M)
         samples = _sample_matrix(maps, linear, M[keep], first[keep])
-        return cls(maps, linear, scaling, weights, factor, samples, bool(keep.all()), with_bias)
+        return cls(maps, linear, scaling, weights, factor, samples, samples.exact and bool(keep.all()), with_bias)
 
     def solve(
         self, right: Float[Tensor, "B d"], bias: Float[Tensor, " K"], refinements: int
@@ -198,6 +213,10 @@ def _sample_matrix(maps: BlockMap, linear: Linearisation, M: Tensor, members: Te
     factor = _cholesky(M)
     masks, outputs = maps.masks[members].abs(), maps.outputs[members]
     diagonal = linear.diagonal
+    if diagonal and len(maps.X) >= _SINGLE_FROM:
+        samples = _single_precision(maps, linear, (masks, outputs), factor)
+        if samples is not None:
+            return samples
     grams = []
     for k in range(maps.n_outputs):
         mine = outputs == k
@@ -211,6 +230,24 @@ def _sample_matrix(maps: BlockMap, linear: Linearisation, M: Tensor, members: Te
     return SampleMatrix((_factorise(coupled),))
 
 
+def _single_precision(
+    maps: BlockMap, linear: Linearisation, members: tuple[Tensor, Tensor], factor: Tensor
+) -> SampleMatrix | None:
+    """The factors in single precision; None where rounding would leave too little of them."""
+    (masks, outputs), factors = members, []
+    X, small = maps.X.float(), factor.float()
+    for k in range(maps.n_outputs):
+        mine = outputs == k
+        gram = _gram(X, (masks[mine] * linear.root[:, k]).float(), small[mine])
+        size = float(gram.diagonal().max())
+        gram.diagonal().add_(1.0)
+        found, info = torch.linalg.cholesky_ex(gram)
+        if not size <= _SINGLE_UP_TO or int(info) > 0:
+            return None
+        factors.append(found)
+    return SampleMatrix(tuple(factors))
+
+
 def _gram(X: Tensor, masks: Tensor, factor: Tensor) -> Float[Tensor, "n n"]:
     """Lower triangle of sum_p D_p X L_p L_p'X'D_p."""
     n, d = X.shape
@@ -219,9 +256,10 @@ def _gram(X: Tensor, masks: Tensor, factor: Tensor) -> Float[Tensor, "n n"]:
         part = slice(start, start + max(1, _COLUMNS // d))
         A = (X @ factor[part].transpose(0, 1).reshape(d, -1)).reshape(n, -1, d)
         A = A.mul_(masks[part].T[:, :, None]).reshape(n, -1)
-        if X.device.type == "cpu" and X.dtype == torch.float64:
+        if X.device.type == "cpu":
             # Row-major A is the transpose of what BLAS sees; the upper triangle there is the lower one here.
-            dsyrk(1.0, A.numpy().T, beta=1.0, c=out.numpy().T, trans=1, lower=0, overwrite_c=1)
+            syrk = dsyrk if X.dtype is torch.float64 else ssyrk
+            syrk(1.0, A.numpy().T, beta=1.0, c=out.numpy().T, trans=1, lower=0, overwrite_c=1)
         else:
             out += A @ A.T
     return out
