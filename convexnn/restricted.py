@@ -134,7 +134,10 @@ def _first_order_and_polish(
     left = replace(limits, max_seconds=limits.max_seconds - (time.perf_counter() - started))
     if left.max_seconds <= 0:
         return found
-    polished = solve_working_set(program, left, start=found.judgement.point, report=report)
+    try:
+        polished = solve_working_set(program, left, start=found.judgement.point, report=report)
+    except KeyboardInterrupt:  # before it had judged a point
+        return replace(found, status=Status.INTERRUPTED)
     both = better(found, polished)
     status = Status.CONVERGED if both.judgement.gap(program.problem.floor()) <= limits.tol else polished.status
     steps, trace = found.n_steps + polished.n_steps, (*found.trace, *polished.trace)

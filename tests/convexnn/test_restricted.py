@@ -267,6 +267,7 @@ def test_interrupt_keeps_the_best_network(monkeypatch, method, refine, late):
         return original(*args, **options)
 
     monkeypatch.setattr(owner, name, interrupted)
+    monkeypatch.setattr("convexnn.restricted._FISTA_STEPS", 10**6)  # the interior point does not take over
     options = {"weight_decay": 1e-3, "n_patterns": 150, "tol": 1e-9, "random_state": 0}
     result = train(X, y, method=method, refine=refine, **options)
     assert result.status is Status.INTERRUPTED
@@ -274,6 +275,20 @@ def test_interrupt_keeps_the_best_network(monkeypatch, method, refine, late):
     if late and not refine:
         assert result.bound > -np.inf
         assert result.objective < 0.5 * np.var(y)
+
+
+@pytest.mark.parametrize("method", ["admm", "fista"])
+def test_interrupted_polish_keeps_what_came_before(monkeypatch, method):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convexnn.restricted._FISTA_STEPS", 100)
+    monkeypatch.setattr("convexnn.solvers.working_set.solve_blocks", interrupted)
+    X, y = data("squared", 40, 4)
+    result = train(X, y, method=method, weight_decay=1e-3, n_patterns=150, tol=1e-9, random_state=0)
+    assert result.status is Status.INTERRUPTED
+    assert -np.inf < result.bound <= result.objective
+    assert result.objective < 0.5 * np.var(y)
 
 
 def test_network_outside_the_cones_gets_a_bound_that_covers_it():
