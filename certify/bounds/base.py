@@ -92,6 +92,17 @@ class AbstractMethod(ABC):
     ) -> Float[Tensor, "batch targets"]:
         """Lower bounds of the margins, given bounds on every node."""
 
+    def suggestions(
+        self,
+        graph: Graph,
+        region: AbstractRegion,
+        bounds: Bounds,
+        margins: Margins,
+        lower: Float[Tensor, "batch targets"],
+    ) -> Float[Tensor, "batch points n"] | None:
+        """Inputs for an attack on the margins that these lower bounds leave open; None where it has no idea."""
+        return None
+
 
 def count_needed(graph: Graph) -> int:
     """Nodes whose bounds the margins rest on: all below the output, and an output that is not affine too."""

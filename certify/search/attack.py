@@ -48,18 +48,30 @@ class PGD:
             if not left or deadline.expired:
                 break
             part = problem.select(left)
-            points = part.region.representable(self._descend(part, restart, generator, deadline), part.dtype)
-            hits = part.is_counterexample(points).tolist()
-            found |= {left[k]: points[k] for k, hit in enumerate(hits) if hit}
+            start = part.region.centre if restart == 0 else part.region.sample(generator)
+            found |= _confirmed(part, self._descend(part, restart, start, deadline), left)
             left = [k for k in left if k not in found]
         return found
 
+    def near(
+        self, problem: Problem, starts: Float[Tensor, "batch starts n"], deadline: Deadline
+    ) -> dict[int, Float[Tensor, " n"]]:
+        """The same from given starts, one after the other; each lowers the smallest margin."""
+        found: dict[int, Tensor] = {}
+        for k in range(starts.shape[1]):
+            left = [i for i in range(len(problem)) if i not in found]
+            if not left or deadline.expired:
+                break
+            part = problem.select(left)
+            points = self._descend(part, 0, part.region.project(starts[left, k]), deadline)
+            found |= _confirmed(part, points, left)
+        return found
+
     def _descend(
-        self, problem: Problem, restart: int, generator: torch.Generator, deadline: Deadline
+        self, problem: Problem, restart: int, points: Float[Tensor, "batch n"], deadline: Deadline
     ) -> Float[Tensor, "batch n"]:
         """The point with the lowest pursued margin on the way."""
         region = problem.region
-        points = region.centre if restart == 0 else region.sample(generator)
         best, lowest = points, torch.full_like(points[:, 0], torch.inf)
         for step in range(self.steps + 1):
             value, gradient = _pursued(problem, points, restart)
@@ -70,6 +82,13 @@ class PGD:
             length = self.step_size * (1 - step / self.steps)
             points = region.project(points + length * region.ascent_direction(-gradient))
         return best
+
+
+def _confirmed(problem: Problem, points: Float[Tensor, "batch n"], names: list[int]) -> dict[int, Tensor]:
+    """Those that the network itself loses a margin at, by name."""
+    points = problem.region.representable(points, problem.dtype)
+    hits = problem.is_counterexample(points).tolist()
+    return {names[k]: points[k] for k, hit in enumerate(hits) if hit}
 
 
 def _pursued(

@@ -108,6 +108,8 @@ def climb(problem: Problem, plan: Plan, deadline: Deadline) -> Outcome:
     for method in plan.methods:
         if outcome.left and not deadline.expired:
             known = _bound(problem, method, known, outcome, deadline)
+            if plan.attack is not None and known is not None:
+                known = _attack_again(problem, plan.attack, method, known, outcome, deadline)
     if plan.searches:
         _search(problem, plan, known, outcome, deadline)
     outcome.settle(outcome.left, Status.TIMEOUT if deadline.expired else Status.UNKNOWN)
@@ -159,6 +161,24 @@ def _bound(
     proved = (outcome.lower[left] > 0).all(1).tolist()
     outcome.settle([k for k, sure in zip(left, proved, strict=True) if sure], Status.VERIFIED)
     return bounds.select([not sure for sure in proved])
+
+
+def _attack_again(
+    problem: Problem, attack: PGD, method: AbstractMethod, known: Bounds, outcome: Outcome, deadline: Deadline
+) -> Bounds:
+    """From where a method that left margins open suggests it; the bounds of the inputs still left are returned."""
+    left = outcome.left
+    if not left or deadline.expired:
+        return known
+    part = problem.select(left)
+    starts = _timed(method, deadline).suggestions(
+        problem.graph, part.region, known, part.margins, outcome.lower[left].to(part.region.centre)
+    )
+    if starts is None:
+        return known
+    found = attack.near(part, starts, deadline)
+    _record(outcome, f"pgd from {method.name}", [left[k] for k in found], {left[k]: p for k, p in found.items()})
+    return known.select([k not in found for k in range(len(left))])
 
 
 def _timed(method: AbstractMethod, deadline: Deadline) -> AbstractMethod:

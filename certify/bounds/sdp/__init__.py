@@ -1,7 +1,25 @@
 """Semidefinite relaxations: bounds of single margins that are tight, anytime, and proved by a judge of their own."""
 
+from certify.bounds.sdp.candidates import candidates
 from certify.bounds.sdp.judge import proved_bound
+from certify.bounds.sdp.low_rank import LowRank, LowRankSettings, low_rank
+from certify.bounds.sdp.relaxation import Inputs, Relaxation
 from certify.bounds.sdp.solve import Settings, Solution, solve
 from certify.bounds.sdp.target import Multipliers, Offsets, Target, targets_of
 
-__all__ = ["Multipliers", "Offsets", "Settings", "Solution", "Target", "proved_bound", "solve", "targets_of"]
+__all__ = [
+    "Inputs",
+    "LowRank",
+    "LowRankSettings",
+    "Multipliers",
+    "Offsets",
+    "Relaxation",
+    "Settings",
+    "Solution",
+    "Target",
+    "candidates",
+    "low_rank",
+    "proved_bound",
+    "solve",
+    "targets_of",
+]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from certify.bounds.base import AbstractMethod, Bounds
 from certify.bounds.dense import DenseNetwork
+from certify.bounds.sdp.candidates import candidates
 from certify.bounds.sdp.solve import Settings, solve
 from certify.bounds.sdp.target import targets_of
 from certify.bounds.sdp_crown import SDPCROWN
@@ -20,6 +21,8 @@ from certify.regions import AbstractRegion
 
 # A relaxation whose value is below zero by this share of the margin at the centre is given up.
 _CLEARLY = 3e-3
+# Inputs that are suggested for an attack.
+_SUGGESTED = 5
 
 
 @dataclass(frozen=True)
@@ -99,4 +102,24 @@ class SDP(AbstractMethod):
             found[t] = solution.bound
             if self.verdicts and solution.bound <= self.settings.enough:
                 break
+        return found
+
+    def suggestions(
+        self,
+        graph: Graph,
+        region: AbstractRegion,
+        bounds: Bounds,
+        margins: Margins,
+        lower: Float[Tensor, "batch targets"],
+    ) -> Float[Tensor, "batch points n"] | None:
+        """Of the lowest margin of every input, from low-rank factors of the relaxation's moments."""
+        network = DenseNetwork.of(graph)
+        found = region.centre[:, None].repeat(1, _SUGGESTED, 1)
+        for i, t in enumerate(lower.argmin(1).tolist()):
+            if self.stop is not None and self.stop():
+                break
+            row, constant = (v[i, t : t + 1].cpu().numpy() for v in (margins.rows, margins.constants))
+            (target,) = targets_of(network, region.select([i]), bounds.select([i]), row, constant)
+            if any(map(len, target.unstable)):
+                found[i] = torch.as_tensor(candidates(target, _SUGGESTED, stop=self.stop)).to(found)
         return found

@@ -227,8 +227,8 @@ class Relaxation:
                 break
         return y
 
-    def moments(self, samples: int = 2000, seed: int = 0, margin: float = 1e-2) -> Matrix:
-        """Mean moments of forward passes from random points of the region, and a little more on the diagonal."""
+    def passes(self, samples: int, seed: int = 0) -> Float[np.ndarray, "samples size"]:
+        """Forward passes from random points of the region, in coordinates: their mean moments are feasible."""
         target, inputs = self.target, self.inputs
         v = self._sampled_inputs(samples, np.random.default_rng(seed))
         columns = [np.ones((samples, 1)), v]
@@ -236,7 +236,11 @@ class Relaxation:
         for k, (W, b) in enumerate(target.layers):
             value = np.maximum(value @ W.T + b, 0)
             columns.append(value[:, target.unstable[k]] / self._layers[0][k].unit_y)
-        V = np.concatenate(columns, 1)
+        return np.concatenate(columns, 1)
+
+    def moments(self, samples: int = 2000, seed: int = 0, margin: float = 1e-2) -> Matrix:
+        """Mean moments of forward passes, and a little more on the diagonal."""
+        V = self.passes(samples, seed)
         X = V.T @ V / samples
         i = np.arange(1, self.size)
         X[i, i] += margin

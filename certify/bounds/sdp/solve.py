@@ -77,13 +77,13 @@ def solve(target: Target, settings: Settings | None = None, *, stop: Callable[[]
     """The best bound of all stages; `stop` is asked before every iteration whether time is over."""
     settings = settings or Settings()
     best = Solution(-inf, None, inf, target.offsets.centre, 0)
-    chosen = _all_pixels(target)
+    chosen = all_pixels(target)
     stages = settings.pixels if chosen is None else (0,)
     chosen = np.zeros(0, dtype=int) if chosen is None else chosen
     outside: Vector | None = None
     for more in stages:
         if outside is not None:
-            pixels = np.union1d(chosen, _most_violated(target, outside, more))
+            pixels = np.union1d(chosen, most_violated(target, outside, more))
             if len(pixels) == len(chosen):
                 break
             chosen = pixels
@@ -94,13 +94,14 @@ def solve(target: Target, settings: Settings | None = None, *, stop: Callable[[]
     return best
 
 
-def _all_pixels(target: Target) -> Int[np.ndarray, " n"] | None:
+def all_pixels(target: Target) -> Int[np.ndarray, " n"] | None:
     """All of them where the stages would make no difference, or little."""
     n = len(target.offsets.centre)
     return np.arange(n) if not target.offsets.has_ball or n <= _FEW_INPUTS else None
 
 
-def _most_violated(target: Target, d: Vector, count: int) -> Int[np.ndarray, " some"]:
+def most_violated(target: Target, d: Vector, count: int) -> Int[np.ndarray, " some"]:
+    """The pixels that d leaves the limits of, or nearly, the worst first; of a ball in a domain."""
     offsets = target.offsets
     assert offsets.radius is not None
     by = np.maximum(offsets.lower - d, d - offsets.upper)
