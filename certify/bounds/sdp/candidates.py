@@ -7,12 +7,11 @@ from jaxtyping import Float
 
 from certify.bounds.sdp.low_rank import LowRank, LowRankSettings, low_rank
 from certify.bounds.sdp.relaxation import Inputs, Relaxation
-from certify.bounds.sdp.solve import all_pixels, most_violated
+from certify.bounds.sdp.solve import all_pixels
 from certify.bounds.sdp.target import Target
 
 # An attack needs no more.
-_ROUGH = LowRankSettings(largest=2, rounds=12, feasible=1e-4, gap=1e-3)
-_PIXELS = 80
+_ROUGH = LowRankSettings(largest=2, rounds=5, feasible=1e-2, gap=1e-2)
 
 
 def inputs_of(relaxation: Relaxation, found: LowRank, count: int = 1, *, seed: int = 0) -> Float[np.ndarray, "count n"]:
@@ -27,13 +26,7 @@ def inputs_of(relaxation: Relaxation, found: LowRank, count: int = 1, *, seed: i
 def candidates(
     target: Target, count: int = 3, settings: LowRankSettings = _ROUGH, *, stop: Callable[[], bool] | None = None
 ) -> Float[np.ndarray, "count n"]:
-    """Of a target with unstable neurons. Pixels' limits are taken in where the value without them breaks them."""
+    """Of a target with unstable neurons. Where pixels are many, their limits count only when points are projected."""
     pixels = all_pixels(target)
     relaxation = Relaxation(target, Inputs.of(target, np.zeros(0, dtype=int) if pixels is None else pixels))
-    found = low_rank(relaxation, settings, stop=stop)
-    if pixels is None:
-        outside = most_violated(target, relaxation.offset_of(found.factor[1:, 0]), _PIXELS)
-        if len(outside) and not (stop is not None and stop()):
-            relaxation = Relaxation(target, Inputs.of(target, outside))
-            found = low_rank(relaxation, settings, stop=stop)
-    return inputs_of(relaxation, found, count)
+    return inputs_of(relaxation, low_rank(relaxation, settings, stop=stop), count)
