@@ -24,14 +24,13 @@ import torch
 from torch import nn
 
 import certify
+from benchmarks.checked import accepted
 from benchmarks.data import shared_file
 from certify.bounds import METHODS, SDP, TriangleLP
 from certify.bounds.dense import DenseNetwork
 from certify.bounds.sdp import Inputs, Relaxation, Settings, Target, low_rank, solve, targets_of
 from certify.ir.from_torch import graph_from_torch
 from certify.ir.module import unmerged_graph
-from certify.proof.check import check_file
-from certify.proof.check.network import Network
 from certify.proof.emit.chain import exact_network
 from certify.properties import margins_of_labels
 from certify.regions import LpBall
@@ -74,13 +73,6 @@ class Count:
         )
 
 
-def accepted(path: Path, weights: Network) -> tuple[float, float]:
-    """Seconds of the exact checker, which raises if it rejects the file, and bytes."""
-    start = time.process_time()
-    check_file(path, network=weights)
-    return time.process_time() - start, path.stat().st_size
-
-
 def count(
     name: str, method: str, limit: int, domain: tuple[int, int] | None, ball: tuple[float, str], folder: str | None
 ) -> Count:
@@ -96,7 +88,7 @@ def count(
         seconds.append(time.process_time() - start)
         statuses.append(verdict.status.name)
         if verdict.proof is not None:
-            proofs.append(accepted(Path(verdict.proof), weights))
+            proofs.append(accepted(Path(verdict.proof), network=weights))
     return Count(statuses, seconds, proofs)
 
 

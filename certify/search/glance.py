@@ -18,8 +18,6 @@ Confirm = Callable[[np.ndarray], bool]
 _STARTS, _STEPS = 8, 12
 # The first step as a share of half the width, and each further one relative to the last.
 _LENGTH, _FALL = 0.5, 0.8
-
-
 # Multiplications that take less time than loading torch does.
 _MOST = 2 * 10**8
 # Cases among which the most promising ones are chosen.
