@@ -127,16 +127,17 @@ def _stages(search: ProofSearch, v: Float[Array, " n"], how: str) -> None:
 
 
 def _cones(search: ProofSearch, clock: Clock, v: Float[Array, " n"], how: str) -> None:
-    """Closer and closer for as long as the time allows; half of it goes to what comes later."""
-    r = search.reduced.n_inputs
-    if r > MOST_COLUMNS:
+    """Closer and closer for as long as the time allows; of what is left each margin may take half.
+
+    Cones are parted near maxima only: how many a smaller margin needs is not predicted, but tried.
+    """
+    if search.reduced.n_inputs > MOST_COLUMNS:
         return
     for margin in MARGINS[how]:
         if search.done():
             return
         if search.best is not None and _dual_value(search.reduced, v / (1 + margin)) <= search.best.bound:
             continue  # nothing to gain
-        begun = time.perf_counter()
         proof = written_cones(
             search.full,
             v / (1 + margin),
@@ -146,8 +147,7 @@ def _cones(search: ProofSearch, clock: Clock, v: Float[Array, " n"], how: str) -
             workers=search.workers,
         )
         search.offer(f"cones, margin {margin:g}", proof)
-        more = (time.perf_counter() - begun) * 10 ** ((r - 1) / 2)  # a tenth of the margin needs so many more cones
-        if proof is None or more > 2 * clock.left():
+        if proof is None:
             return
 
 
