@@ -192,3 +192,29 @@ def test_both_factorisations_invert_the_matrix_of_a_scalar_slide(name, along):
     r = normal(5, 3, seed=7)
     back = H @ inverse(r.float()).double().reshape(-1)
     torch.testing.assert_close(back.reshape(5, 3), r, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("largest", [1.0, 1e9])  # of a curvature: with the larger one single precision is not enough
+@pytest.mark.parametrize("with_pairs", [True, False])
+def test_blocks_of_the_first_layer_are_inverted(largest, with_pairs):
+    """Against the dense inverse in double precision."""
+    X, wd = normal(30, 4, seed=0), 1e-3
+    curvature = torch.rand((3, 30), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    curvature[:, 0] *= largest
+    solve = vector._block_inverse(X, curvature, wd, ColumnPairs.fit(X) if with_pairs else None)
+    eye = torch.eye(4).expand(3, 4, 4)
+    inverse = solve(eye.contiguous()).double()
+    blocks = torch.stack([X.T @ (row[:, None] * X) for row in curvature]) + wd * torch.eye(4, dtype=torch.float64)
+    if not with_pairs:
+        blocks = torch.diag_embed(blocks.diagonal(dim1=1, dim2=2))
+    torch.testing.assert_close(inverse, torch.linalg.inv(blocks), rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_in_single_precision_are_the_same_products():
+    X, H = normal(20, 5, seed=0), normal(3, 20, seed=1)
+    pairs = ColumnPairs.fit(X)
+    single = pairs.single.hessians(H.float())
+    exact = torch.stack([X.T @ (row[:, None] * X) for row in H])
+    assert single.dtype is torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pairs.hessians(H), exact)
