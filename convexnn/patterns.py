@@ -47,7 +47,7 @@ class Patterns:
     def joined(self, other: "Patterns") -> "Patterns":
         """These patterns, then those of ``other`` that are new."""
         n_drawn = self.n_drawn + other.n_drawn
-        both = _distinct(torch.cat([self.D, other.D]), torch.cat([self.gates, other.gates]))
+        both = distinct_patterns(torch.cat([self.D, other.D]), torch.cat([self.gates, other.gates]))
         n_random = self.n_random + other.n_random
         return replace(both, n_drawn=n_drawn, complete=self.complete or other.complete, n_random=n_random)
 
@@ -58,10 +58,11 @@ class Patterns:
 
 def of_directions(X: Float[Tensor, "n d"], gates: Float[Tensor, "m d"]) -> Patterns:
     """The distinct patterns of given directions."""
-    return _distinct(gates @ X.T >= 0, gates)
+    return distinct_patterns(gates @ X.T >= 0, gates)
 
 
-def _distinct(D: Bool[Tensor, "m n"], gates: Float[Tensor, "m d"]) -> Patterns:
+def distinct_patterns(D: Bool[Tensor, "m n"], gates: Float[Tensor, "m d"]) -> Patterns:
+    """The first of each kind of pattern, with its direction."""
     keep = _first_of_each(D)
     return Patterns(D[keep], gates[keep], len(D))
 
