@@ -43,7 +43,8 @@ def _on_working_set(H: np.ndarray, g: np.ndarray, x: np.ndarray, working: np.nda
             x[index] = target
             return x, working
         # To the first bound on the way; an entry that starts at zero and wants to fall leaves at once.
-        shares = np.where(falling, x[index] / np.maximum(x[index] - target, 1e-300), np.inf)
+        shares = np.full(len(index), np.inf)
+        shares[falling] = x[index][falling] / np.maximum(x[index] - target, 1e-300)[falling]
         step = float(shares.min())
         moved = x[index] + step * (target - x[index])
         leaving = falling & (shares <= step)

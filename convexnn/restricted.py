@@ -132,8 +132,8 @@ def _first_order_and_polish(
     if found.judgement.gap(program.problem.floor()) <= limits.tol or not polish or found.status is Status.INTERRUPTED:
         return found
     left = replace(limits, max_seconds=limits.max_seconds - (time.perf_counter() - started))
-    if left.max_seconds <= 0:
-        return found
+    if left.max_seconds <= 0:  # its own status is about the rough tolerance
+        return replace(found, status=Status.MAX_SECONDS)
     try:
         polished = solve_working_set(program, left, start=found.judgement.point, report=report)
     except KeyboardInterrupt:  # before it had judged a point

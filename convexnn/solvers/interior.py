@@ -40,6 +40,7 @@ class InteriorOptions:
     max_steps: int = 100
     deadline: float = math.inf  # of time.perf_counter()
     refinements: int = 1  # of the linear systems of the corrector
+    share: float = 0.5  # of the largest sum of norms that can pay off, which a new run starts at
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def solve_blocks(
     """
     firm = torch.zeros_like(index, dtype=torch.bool) if firm is None else firm
     maps = BlockMap.of(program, index)
-    at = _start(program, maps) if resume is None else resume
+    at = _start(program, maps, options.share) if resume is None else resume
     place = _Place.of(program, maps, torch.arange(len(index), device=index.device), at)
     best, floor, n_steps = _Best(torch.zeros_like(maps.centre), at.l, at.l, firm), program.problem.floor(), 0
     for n_steps in range(options.max_steps + 1):
@@ -195,9 +196,9 @@ def _shrunk(program: AbstractProgram, place: _Place, reached: Float[Tensor, " q"
     return _Place.of(program, maps.take(keep), kept[keep], at.take(keep))
 
 
-def _start(program: AbstractProgram, maps: BlockMap) -> Iterate:
+def _start(program: AbstractProgram, maps: BlockMap, share: float) -> Iterate:
     problem, (B, d) = program.problem, maps.shape
-    tau = _first_size(program) / math.sqrt(B)
+    tau = max(_fitting_size(program) / math.sqrt(B), share * _affordable_size(program) / B)
     e = program.penalty.cone_size(d)
     u, bias = 0.5 * tau * maps.centre, problem.constant()
     x = torch.cat([u.new_full((B * d // e, 1), tau), u.reshape(-1, e)], 1)
@@ -210,7 +211,17 @@ def _start(program: AbstractProgram, maps: BlockMap) -> Iterate:
     return Iterate(x, z, s, l, first_kink(problem.loss, image.F + bias), bias)
 
 
-def _first_size(program: AbstractProgram) -> float:
+def _affordable_size(program: AbstractProgram) -> float:
+    """No solution has a larger sum of norms: its penalty would exceed the loss of the constant outputs.
+
+    Starts far below the solution's own size put mu below what infeasible steps need, and these jam.
+    """
+    problem = program.problem
+    loss = problem.loss.value(problem.constant().expand_as(problem.loss.targets))
+    return float(loss) / problem.weight_decay
+
+
+def _fitting_size(program: AbstractProgram) -> float:
     """The norm of a block whose outputs are of the size of the targets, ||y|| for the squared loss."""
     problem = program.problem
     constant = problem.constant().expand_as(problem.loss.targets)

@@ -25,6 +25,7 @@ _FIRST_TOL = 3e-2
 _WITH = 0.03
 _WITHOUT = 0.003
 _MOST_ROUNDS = 60
+_SHARES = (0.5, 5.0, 50.0)  # starts in turn where runs stall, see InteriorOptions
 _MOST_STEPS = 100  # of the interior point in one round
 
 
@@ -69,16 +70,19 @@ def solve_working_set(
 
 def _rounds(run: _Run, tol: float, report: Report | None) -> Status:
     program, limits, iterate, status, again = run.program, run.limits, None, None, False
+    shares = list(_SHARES)
     while status is None:
         deadline = run.started + limits.max_seconds
-        options = InteriorOptions(tol, _MOST_STEPS, deadline, refinements=2 if again else 1)
+        options = InteriorOptions(tol, _MOST_STEPS, deadline, refinements=2 if again else 1, share=shares[0])
         firm = run.given_up[run.working]
         found = solve_blocks(program, run.working, options, iterate, firm)
         violators = _price(run, found, tol)
         _see(run, found, report)
         # A run that goes on from a point near the optimum, or gave blocks up, can stall where a new one does not.
         finest, fresh = tol <= 0.5 * limits.tol, iterate is None and len(found.kept) == len(run.working)
-        status = _status(run, ended=finest and fresh and len(violators) == 0)
+        ended = finest and fresh and len(violators) == 0
+        status = _status(run, ended=ended and len(shares) == 1)
+        shares = shares[1:] if ended and len(shares) > 1 else shares
         again = finest and len(violators) == 0
         iterate = None if len(violators) or finest else found.iterate
         before, gone = run.working, torch.ones_like(firm)

@@ -293,6 +293,17 @@ def test_small_and_square_data(shape):
     check(program, solve_working_set(program, ProgramLimits(1e-7)), 1e-7, optimum(program))
 
 
+@pytest.mark.parametrize("weight_decay", [1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_no_weight_decay_is_too_small_for_the_interior_point(loss, weight_decay):
+    """Solutions grow as the weight decay falls; runs that start far below their size jam with a gap near one."""
+    program = program_of("relu", loss, n=60, d=5, P=20, wd=weight_decay)
+    answer = solve_working_set(program, ProgramLimits(1e-6))
+    assert answer.status is Status.CONVERGED
+    assert answer.judgement.gap(program.problem.floor()) <= 1e-6
+    assert answer.n_steps <= 2  # rounds: none was needed to recover from a bad start
+
+
 def test_limits_are_respected():
     program = program_of("relu", "squared", n=60, d=6, P=60, wd=1e-4)
     answer = solve_admm(program, ProgramLimits(1e-12, max_steps=30))

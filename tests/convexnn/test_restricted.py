@@ -1,6 +1,7 @@
 """Training on fixed activation patterns: every method, what its result says, refinement, and bad input."""
 
 import importlib
+import itertools
 import json
 from itertools import pairwise
 
@@ -237,6 +238,17 @@ def test_time_limit():
     assert result.seconds < 10
     assert result.status is Status.MAX_SECONDS
     assert np.isfinite(result.objective)
+
+
+def test_a_time_limit_between_admm_and_its_polish_is_no_solution(monkeypatch):
+    """ADMM's own run ends well, at a rougher tolerance than was asked for: the status is about what was asked for."""
+    X, y = data("squared", 150, 8)
+    clock = iter(itertools.chain([0.0, 0.0], itertools.repeat(1e6)))
+    monkeypatch.setattr("convexnn.restricted.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("convexnn.solvers.admm_rounds._Run.seconds", lambda run: 0.0)
+    result = train(X, y, method="admm", weight_decay=1e-3, n_patterns=50, tol=1e-6, max_seconds=1e3, random_state=0)
+    assert result.program.gap > 1e-6
+    assert result.status is Status.MAX_SECONDS
 
 
 INNER = {
