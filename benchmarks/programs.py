@@ -2,7 +2,7 @@
 
     python -m benchmarks.programs --quick        # a few minutes
     python -m benchmarks.programs                # all sizes, plain cvxpy and both pyscnn solvers too
-    python -m benchmarks.programs --only steps   # one of: accurate, steps, scnn, patterns, exact, images, gpu
+    python -m benchmarks.programs --only steps   # one of: accurate, decays, steps, scnn, patterns, exact, images, gpu
 
 Times are CPU seconds of one thread unless said otherwise. Every point, whoever found it, is made
 feasible and judged by ``convexnn.duality.judge_program``. pyscnn is optional:
@@ -149,6 +149,32 @@ def run_accurate(quick: bool) -> None:
                 print(plain.row("plain cvxpy + Clarabel"))
                 print(f"\n- Clarabel / interior point: {direct.seconds / own.seconds:.1f} (aim 10)")
                 print(f"- plain cvxpy / interior point: {plain.seconds / own.seconds:.1f} (aim 50)", flush=True)
+
+
+def separable_data(loss: str, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of unit variance and noiseless targets of a teacher with four neurons, classes for a classifier."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((n, d))
+    f = np.maximum(X @ rng.standard_normal((d, 4)), 0) @ np.array([1.0, -1.0, 1.0, -1.0])
+    classes = {"squared": f, "softmax": np.digitize(f, [-1.0, 1.0])}
+    return X, classes.get(loss, np.where(f > 0, 1, -1))
+
+
+def run_decays(quick: bool) -> None:
+    """The interior point to 1e-6 as the weight decay falls and solutions grow."""
+    n, d, P = (200, 10, 30) if quick else (300, 10, 50)
+    decays = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    print(f"\n### interior point, n={n} d={d} P={P}, unit variance: certified gap (CPU s)\n")
+    print("| loss | " + " | ".join(f"{decay:g}" for decay in decays) + " |\n|---|" + "---|" * len(decays))
+    for loss in ("squared", "logistic", "hinge", "softmax"):
+        X, y = separable_data(loss, n, d)
+        cells = []
+        for decay in decays:
+            problem = Problem(torch.tensor(X), read_loss(loss, y, n), decay, True)
+            program = ReLUProgram(problem, sample_patterns(problem.X, P, torch.Generator().manual_seed(0)))
+            own = timed(lambda program=program: solve_working_set(program, ProgramLimits(1e-6, max_seconds=60)))
+            cells.append(f"{own.judgement.gap():.0e} ({own.seconds:.2f})")
+        print(f"| {loss} | " + " | ".join(cells) + " |", flush=True)
 
 
 def seconds_per_step(program: AbstractProgram, steps: int, options: ADMMOptions, device: str = "cpu") -> float:
@@ -397,6 +423,7 @@ def _gemm_seconds(A: torch.Tensor, B: torch.Tensor) -> float:
 
 PARTS = {
     "accurate": run_accurate,
+    "decays": run_decays,
     "steps": run_steps,
     "scnn": run_scnn,
     "patterns": run_patterns,

@@ -20,7 +20,7 @@ from convexnn.solvers.interior import InteriorOptions, InteriorPoint, solve_bloc
 from convexnn.solvers.screening import Screen, first_scores
 
 _FIRST = 40
-_SMALL = 200  # blocks up to which all are in the first working set
+_SMALL = 400  # blocks up to which all are in the first working set: most leave it on the way
 _FIRST_TOL = 3e-2
 _WITH = 0.03
 _WITHOUT = 0.003
