@@ -44,6 +44,10 @@ class Patterns:
         device = target if isinstance(target, torch.device) else self.D.device
         return replace(self, D=self.D.to(device), gates=self.gates.to(target))
 
+    def take(self, index: Int[Tensor, " k"] | Bool[Tensor, " P"]) -> "Patterns":
+        """Some of these patterns."""
+        return replace(self, D=self.D[index], gates=self.gates[index], complete=False, n_random=0)
+
     def joined(self, other: "Patterns") -> "Patterns":
         """These patterns, then those of ``other`` that are new."""
         n_drawn = self.n_drawn + other.n_drawn

@@ -68,7 +68,10 @@ class Ball:
         return near * (size / self.gauge(near).clamp(min=torch.finfo(W.dtype).tiny)).clamp(max=1.0)[..., None]
 
     def _project_l2(self, W: Tensor, size: Tensor) -> Tensor:
-        """w e^2 / (e^2 + t), t >= 0 by bisection: the length of v / e falls with t."""
+        """w e^2 / (e^2 + t), t >= 0 by bisection: the length of v / e falls with t. Equal radii only shorten w."""
+        moving = self.radii[self.radii > 0]
+        if len(moving) == 0 or bool((moving == moving[0]).all()):
+            return torch.where(self.radii > 0, W, 0.0)
         e2, goal = self.radii**2, size[..., None] ** 2
         low, high = (
             torch.zeros_like(goal),

@@ -72,7 +72,7 @@ def bound_of(program: AbstractRobustProgram, dual: RobustDual) -> tuple[RobustDu
     dual = admitted(program, dual)
     largest = float(block_norms(program, dual).max())
     limit = program.problem.weight_decay / largest if largest > 0 else 1e300
-    return _at_best_scale(program, dual, limit)
+    return at_best_scale(program, dual, limit)
 
 
 def admitted(program: AbstractRobustProgram, dual: RobustDual) -> RobustDual:
@@ -115,7 +115,8 @@ def value(program: AbstractRobustProgram, dual: RobustDual) -> float:
     return plain - 2 * float((dual.below * dual.above / loss.weights).sum())  # T^2 in the place of V^2
 
 
-def _at_best_scale(program: AbstractRobustProgram, dual: RobustDual, limit: float) -> tuple[RobustDual, float]:
+def at_best_scale(program: AbstractRobustProgram, dual: RobustDual, limit: float) -> tuple[RobustDual, float]:
+    """The dual point times the best factor up to ``limit``, and its value."""
     loss = program.problem.loss
     if program.margin_loss:
         scale = loss.best_scale(dual.net[:, None], limit)

@@ -76,8 +76,8 @@ def jordan_divide(a: Float[Tensor, "q e"], b: Float[Tensor, "q e"]) -> Float[Ten
     return torch.cat([head, (b[:, 1:] - head * a[:, 1:]) / a[:, :1]], 1)
 
 
-def longest_step(x: Float[Tensor, "q e"], dx: Float[Tensor, "q e"]) -> float:
-    """The largest step from inside the cones that does not leave them."""
+def longest_steps(x: Float[Tensor, "q e"], dx: Float[Tensor, "q e"]) -> Float[Tensor, " q"]:
+    """For each cone the largest step from inside that does not leave it."""
     tail = x[:, 1:].norm(dim=1)
     a = dx[:, 0] ** 2 - (dx[:, 1:] ** 2).sum(1)
     b = x[:, 0] * dx[:, 0] - (x[:, 1:] * dx[:, 1:]).sum(1)
@@ -91,7 +91,12 @@ def longest_step(x: Float[Tensor, "q e"], dx: Float[Tensor, "q e"]) -> float:
         return torch.where((step > 0) & (discriminant >= 0) & torch.isfinite(step), step, far)
 
     head = torch.where(dx[:, 0] < 0, -x[:, 0] / dx[:, 0], far)
-    return min(_FAR, float(torch.minimum(torch.minimum(positive(q / a), positive(c / q)), head).min()))
+    return torch.minimum(torch.minimum(positive(q / a), positive(c / q)), head)
+
+
+def longest_step(x: Float[Tensor, "q e"], dx: Float[Tensor, "q e"]) -> float:
+    """The largest step from inside the cones that does not leave them."""
+    return min(_FAR, float(longest_steps(x, dx).min()))
 
 
 def longest_ratio(x: Tensor, dx: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 import torch
 from convexnn_cases import normal, seeded
 
@@ -15,6 +16,11 @@ from convexnn.robust.sampling import sample_robust
 
 KINDS = {"hard": HardRobustProgram, "soft": SoftRobustProgram}
 CASES = [(kind, loss, norm) for kind in KINDS for loss in LOSSES for norm in NORMS]
+
+# The linear algebra of each norm is checked on every case; whole solves on fewer, and on the rest by slow tests.
+SOLVED = [
+    case if case[2] == "linf" or case[1] == "hinge" else pytest.param(*case, marks=pytest.mark.slow) for case in CASES
+]
 
 
 def clusters(n: int, m: int, seed: int, spread: float = 0.02) -> tuple[torch.Tensor, torch.Tensor]:

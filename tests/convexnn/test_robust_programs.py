@@ -7,6 +7,7 @@ from convexnn_cases import normal, seeded
 from robust_cases import (
     CASES,
     KINDS,
+    SOLVED,
     clusters,
     extreme_points,
     random_dual,
@@ -22,8 +23,8 @@ from convexnn.patterns import of_directions, sample_patterns
 from convexnn.problem import Problem
 from convexnn.programs import ConvexPoint, ReLUProgram
 from convexnn.robust.ball import NORMS, Ball, read_ball
-from convexnn.robust.duality import RobustDual, admitted, block_norms, correlations, judge_robust
-from convexnn.robust.program import LOSSES, HardRobustProgram, SoftRobustProgram
+from convexnn.robust.duality import RobustDual, admitted, at_best_scale, block_norms, correlations, judge_robust, value
+from convexnn.robust.program import LOSSES, HardRobustProgram, Outputs, SoftRobustProgram, worst_outputs
 from convexnn.robust.reference import solve_reference
 from convexnn.robust.sampling import SOURCES, sample_robust
 from convexnn.robust.survival import survival, surviving
@@ -32,6 +33,7 @@ from convexnn.solvers.reference import solve_reference as solve_plain
 
 every_norm = pytest.mark.parametrize("norm", NORMS)
 every_case = pytest.mark.parametrize(("kind", "loss", "norm"), CASES)
+every_solve = pytest.mark.parametrize(("kind", "loss", "norm"), SOLVED)
 
 
 def ball_of(norm, d=5, seed=0):
@@ -143,6 +145,50 @@ def test_block_norms_bound_every_block(kind, loss, norm):
 
 
 @every_case
+def test_block_norms_are_attained(kind, loss, norm):
+    """w'u - (1'a) r(u) with w = c + X'(2D - I) a is largest, over unit blocks, at what projecting w leaves."""
+    program = robust_program(kind, loss, norm)
+    dual = admitted(program, random_dual(program, 1))
+    pulled = correlations(program, dual) + (program.sides * dual.multipliers) @ program.problem.X
+    rest = pulled - program.ball.project(pulled, dual.multipliers.sum(-1))
+    U = rest / rest.norm(dim=-1, keepdim=True)
+    reached = (pulled * U).sum(-1) - dual.multipliers.sum(-1) * program.ball.support(U)
+    torch.testing.assert_close(reached, block_norms(program, dual), rtol=1e-8, atol=1e-10)
+
+
+@every_case
+def test_admitted_points_are_feasible_and_scaled_best(kind, loss, norm):
+    program = robust_program(kind, loss, norm)
+    for seed in range(3):
+        dual = admitted(program, random_dual(program, seed))
+        assert bool((program.ball.gauge(dual.worst) <= 1 + 1e-12).all())
+        assert abs(float(dual.net.sum())) < 1e-12
+        best, bound = at_best_scale(program, dual, 0.7)
+        assert bound == pytest.approx(value(program, best), rel=1e-12)
+        for factor in (0.0, 0.1, 0.35, 0.69):
+            assert value(program, dual.scaled(factor)) <= bound + 1e-14
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_value_is_the_least_loss_and_weights_on_the_outputs(loss):
+    """D = min over low <= high of L(worst output) + lambda+ low - lambda- high."""
+    program = robust_program("soft", loss)
+    y = program.targets
+    for seed in range(4):
+        dual = admitted(program, random_dual(program, seed))
+        middle, half = 2 * normal(16, seed=seed), normal(16, seed=seed + 1).abs()
+
+        def total(low, high, dual=dual):
+            F = worst_outputs(program.problem.loss.targets, Outputs(low, high), margin=program.margin_loss)
+            return float(program.problem.loss.value(F) + (dual.below * low - dual.above * high).sum())
+
+        assert value(program, dual) <= total(middle - half, middle + half) + 1e-12
+        if loss == "squared":  # attained where both ends are at the same distance T / c
+            far = dual.total / program.problem.loss.weights
+            assert value(program, dual) == pytest.approx(total(y - far, y + far), rel=1e-9, abs=1e-12)
+
+
+@every_solve
 def test_cvxpy_and_the_judge_agree(kind, loss, norm):
     """Strong duality: the judge's bound of cvxpy's multipliers meets its own objective of cvxpy's point."""
     program = robust_program(kind, loss, norm, P=4, bias=norm != "l1")

@@ -1,0 +1,187 @@
+"""Robust programs to a small certified gap: the interior point on a working set of blocks, with exact pricing.
+
+Blocks outside the working set are priced at its dual point by projections; multipliers of earlier
+projections screen most of them without a new one. What the answer is worth is said by
+:mod:`convexnn.robust.duality` for the whole program.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from convexnn.programs import ConvexPoint
+from convexnn.result import Status, TraceEntry
+from convexnn.robust.answer import RobustAnswer, better
+from convexnn.robust.duality import RobustDual, RobustJudgement, admitted, correlations, judge_robust
+from convexnn.robust.interior import InteriorOptions, Solved, point_of, solve_blocks
+from convexnn.robust.pricing import Cones, price
+from convexnn.robust.program import AbstractRobustProgram
+from convexnn.solvers.answer import ProgramLimits, Report
+
+_FIRST = 20
+_SMALL = 20_000  # entries (blocks, columns) times columns, up to which all blocks are in the first working set
+_FIRST_TOL = 1e-2
+_WITH = 1e-3  # by which the tolerance falls where there are violators, and where there are none
+_WITHOUT = 0.0
+_MOST_ROUNDS = 60
+_CHARGED = 1e-12  # share of the largest charge from which on an excess counts
+
+
+@dataclass
+class _Run:
+    """Working set, best judgement and the multipliers known of every block."""
+
+    program: AbstractRobustProgram
+    limits: ProgramLimits
+    started: float
+    working: Int[Tensor, " B"]
+    multipliers: Float[Tensor, "N n"]
+    given_up: Bool[Tensor, " N"]  # once: blocks that come back stay
+    best: RobustJudgement | None = None
+    trace: list[TraceEntry] = field(default_factory=list)
+    n_steps: int = 0
+
+    def gap(self) -> float:
+        return float("inf") if self.best is None else self.best.gap(self.program.problem.floor())
+
+
+def solve_working_set(
+    program: AbstractRobustProgram,
+    limits: ProgramLimits,
+    *,
+    start: ConvexPoint | None = None,
+    report: Report | None = None,
+) -> RobustAnswer:
+    """Solve to a relative gap of ``limits.tol``; blocks that are not zero in ``start`` are in the first working set."""
+    S, P, _ = program.shape
+    multipliers = program.problem.X.new_zeros((S * P, len(program.problem.X)))
+    given_up = torch.zeros(S * P, dtype=torch.bool, device=multipliers.device)
+    run = _Run(program, limits, time.perf_counter(), _first_blocks(program, start), multipliers, given_up)
+    try:
+        status = _rounds(run, report)
+    except KeyboardInterrupt:
+        if run.best is None:
+            raise
+        status = Status.INTERRUPTED
+    assert run.best is not None
+    return RobustAnswer(run.best, status, run.n_steps, tuple(run.trace))
+
+
+def _rounds(run: _Run, report: Report | None) -> Status:
+    finest = 0.3 * run.limits.tol
+    tol = finest if len(run.working) == len(run.multipliers) else max(_FIRST_TOL, finest)
+    while True:
+        deadline = run.started + run.limits.max_seconds
+        options = InteriorOptions(tol, deadline=deadline)
+        found = solve_blocks(run.program, run.working, options, run.given_up[run.working])
+        run.n_steps += found.n_steps
+        run.multipliers[run.working] = found.multipliers
+        violators = _price(run, found, tol)
+        _see(run, found, report)
+        status = run.limits.status(run.gap(), time.perf_counter() - run.started, 0)
+        if status is not None:
+            return status
+        if len(run.trace) >= _MOST_ROUNDS:
+            return Status.MAX_ROUNDS
+        if len(violators) == 0 and tol <= finest and len(found.kept) == len(run.working):
+            return Status.STALLED
+        before = run.working
+        run.working = _next_working_set(run, found, violators, tol) if len(violators) else before[found.kept]
+        run.given_up[before[~torch.isin(before, run.working)]] = True
+        run.given_up[before] |= ~torch.isin(torch.arange(len(before), device=before.device), found.kept)
+        if len(violators) < 10 or tol > 1e-2:
+            tol = max(tol * (_WITH if len(violators) else _WITHOUT), finest)
+
+
+def _first_blocks(program: AbstractRobustProgram, start: ConvexPoint | None) -> Int[Tensor, " B"]:
+    """Those of the start, and those whose directions gain most at the constant network."""
+    S, P, d = program.shape
+    V = program.problem.dual_point(program.output(program.zero()))[:, 0]
+    n, like = len(V), program.problem.X
+    constant = RobustDual(V.clamp(min=0.0), (-V).clamp(min=0.0), torch.zeros_like(like), like.new_zeros((S, 0, n)))
+    dual = admitted(program, constant)
+    gates = program.patterns.gates / program.patterns.gates.norm(dim=1, keepdim=True)
+    score = (correlations(program, dual) * gates).sum(-1)
+    if program.soft:
+        excess = (-program.slack(gates.expand(S, -1, -1))).clamp(min=0.0)
+        score = score - (excess * torch.stack([dual.above, dual.below])[:, None]).sum(-1)
+    score = score.reshape(-1)
+    if start is not None:
+        score = score + torch.where(start.U.reshape(S * P, d).norm(dim=1) > 0, torch.inf, 0.0)
+    every = S * P * d * d <= _SMALL
+    count = S * P if every else min(S * P, max(_FIRST, int(torch.isinf(score).sum())))
+    return torch.sort(torch.argsort(score, descending=True)[:count]).values
+
+
+def _price(run: _Run, found: Solved, tol: float) -> Int[Tensor, " k"]:
+    """Violators among the blocks outside the working set, worst first; keeps the multipliers that were found."""
+    program, (_, P, _) = run.program, run.program.shape
+    C = correlations(program, found.dual).reshape(len(run.multipliers), -1)
+    limit = program.problem.weight_decay
+    target = limit * (1 + (0.1 * run.limits.tol if tol < 1e-4 else 0.3 * tol))
+    outside = torch.ones_like(C[:, 0], dtype=torch.bool)
+    outside[run.working[found.kept]] = False
+    lower = torch.zeros_like(C[:, 0])
+    for s, charge in enumerate((found.dual.above, found.dual.below)):
+        part = torch.nonzero(outside[s * P : (s + 1) * P])[:, 0]
+        if len(part):
+            lower[s * P + part] = _price_sign(run, C, s * P + part, charge if program.soft else None, target)
+    worst = torch.argsort(lower, descending=True)
+    return worst[lower[worst] > target]
+
+
+def _price_sign(
+    run: _Run, C: Float[Tensor, "N d"], index: Int[Tensor, " k"], charge: Float[Tensor, " n"] | None, target: float
+) -> Float[Tensor, " k"]:
+    """Lower bounds of what these blocks, of one sign, reach; zero where the multipliers at hand exclude them."""
+    program, P = run.program, run.program.shape[1]
+    rows = _charged(charge, len(program.problem.X), C.device)
+    gates = program.patterns.gates[index % P]
+    cones = Cones(
+        program.problem.X[rows],
+        program.sides[index % P][:, rows],
+        gates / gates.norm(dim=1, keepdim=True),
+        program.ball,
+        None if charge is None else charge[rows],
+    )
+    lower = torch.zeros_like(C[index, 0])
+    open_ = cones.upper(C[index], run.multipliers[index][:, rows]) > target
+    if bool(open_.any()):
+        left = index[open_]
+        prices = price(cones.take(open_), C[left], target, accuracy=1e-7)
+        lower[open_] = prices.lower
+        fresh = run.multipliers.new_zeros((len(left), run.multipliers.shape[1]))
+        fresh[:, rows] = prices.multipliers
+        run.multipliers[left] = fresh
+    return lower
+
+
+def _charged(charge: Float[Tensor, " n"] | None, n: int, device: torch.device) -> Bool[Tensor, " n"]:
+    """The samples whose excesses cost anything; every one has a hard cone."""
+    if charge is None:
+        return torch.ones(n, dtype=torch.bool, device=device)
+    return charge > _CHARGED * charge.max().clamp(min=1e-300)
+
+
+def _see(run: _Run, found: Solved, report: Report | None) -> None:
+    """Judge the point of this round on the whole program, and keep the better primal and dual."""
+    program, (S, P, _) = run.program, run.program.shape
+    multipliers = run.multipliers.reshape(S, P, -1)
+    dual = RobustDual(found.dual.below, found.dual.above, found.dual.worst, multipliers)
+    judged = judge_robust(program, point_of(program, run.working, found), dual)
+    run.best = better(run.best, judged)
+    elapsed = time.perf_counter() - run.started
+    run.trace.append(TraceEntry(elapsed, run.best.objective, run.best.bound, len(run.working)))
+    if report is not None:
+        report(run.trace[-1])
+
+
+def _next_working_set(run: _Run, found: Solved, violators: Int[Tensor, " k"], tol: float) -> Int[Tensor, " B"]:
+    """Without the blocks that are all but zero, and with the worst violators."""
+    norms = found.u.norm(dim=1)
+    used = (norms > (1e-2 if tol > 1e-3 else 1e-4) * norms.max()) | run.given_up[run.working]
+    added = max(10, len(run.working) // 2)
+    return torch.unique(torch.cat([run.working[used], violators[:added]]))
