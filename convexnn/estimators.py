@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Float64, Int
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metaestimators import available_if
@@ -20,6 +20,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from convexnn.errors import InvalidInputError, InvalidTypeError
 from convexnn.network import layers_of
 from convexnn.result import Status, TrainingResult
+from convexnn.robust.training import Robust
+from convexnn.rows import merge_rows
 from convexnn.training import train
 
 BINARY_LOSSES = ("logistic", "hinge", "squared")
@@ -42,6 +44,9 @@ class _ConvexReLU(BaseEstimator):
     device: str
     random_state: Any
     verbose: bool
+    robust_eps: Any
+    robust_norm: str
+    robust_cones: str
 
     result_: TrainingResult
     network_: torch.nn.Sequential
@@ -73,6 +78,7 @@ class _ConvexReLU(BaseEstimator):
             device=self.device,
             random_state=self.random_state,
             progress=self.verbose,
+            robust=self._robust(),
         )
         if self.result_.status not in (Status.CONVERGED, Status.SOLVED, Status.NULL):
             warnings.warn(
@@ -83,6 +89,12 @@ class _ConvexReLU(BaseEstimator):
             )
         self.network_ = self.result_.network
         self.n_iter_ = max(1, self.result_.n_rounds)
+
+    def _robust(self) -> Robust | None:
+        """The ball to train against, if there is one."""
+        if self.robust_eps is None:
+            return None
+        return Robust(self.robust_eps, self.robust_norm, self.robust_cones)
 
     def _outputs(self, X: Any) -> Float64[np.ndarray, "n K"]:
         """Network outputs at new samples."""
@@ -112,6 +124,9 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
         device: torch device of training and prediction.
         random_state: seed of the search for new neurons (int, ``RandomState`` or None).
         verbose: show a progress bar.
+        robust_eps: radius, or radii of the features, of perturbations to train against; see :class:`convexnn.Robust`.
+        robust_norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        robust_cones: ``"soft"`` or ``"hard"``.
 
     Attributes:
         result_: :class:`convexnn.result.TrainingResult`: objective, bound, its kind, gap, status, trace.
@@ -136,6 +151,9 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
         device: Any = "cpu",
         random_state: Any = None,
         verbose: Any = False,
+        robust_eps: Any = None,
+        robust_norm: Any = "linf",
+        robust_cones: Any = "soft",
     ) -> None:
         self.weight_decay = weight_decay
         self.method = method
@@ -148,6 +166,9 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+        self.robust_eps = robust_eps
+        self.robust_norm = robust_norm
+        self.robust_cones = robust_cones
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "ConvexReLURegressor":
         """Train.
@@ -212,6 +233,9 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
         device: torch device of training and prediction.
         random_state: seed of the search for new neurons (int, ``RandomState`` or None).
         verbose: show a progress bar.
+        robust_eps: radius, or radii of the features, of perturbations to train against; see :class:`convexnn.Robust`.
+        robust_norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        robust_cones: ``"soft"`` or ``"hard"``.
 
     Attributes:
         result_: :class:`convexnn.result.TrainingResult`: objective, bound, its kind, gap, status, trace.
@@ -240,6 +264,9 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
         device: Any = "cpu",
         random_state: Any = None,
         verbose: Any = False,
+        robust_eps: Any = None,
+        robust_norm: Any = "linf",
+        robust_cones: Any = "soft",
     ) -> None:
         self.loss = loss
         self.weight_decay = weight_decay
@@ -253,6 +280,9 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+        self.robust_eps = robust_eps
+        self.robust_norm = robust_norm
+        self.robust_cones = robust_cones
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "ConvexReLUClassifier":
         """Train.
@@ -331,46 +361,3 @@ def _encode(codes: Int[np.ndarray, " n"], n_classes: int) -> Float64[np.ndarray,
     if n_classes == 2:
         return np.where(codes == 1, 1.0, -1.0)[:, None]
     return np.eye(n_classes)[codes]
-
-
-def merge_rows(
-    X: Float64[np.ndarray, "n d"], Y: Float64[np.ndarray, "n K"], weights: Float64[np.ndarray, " n"]
-) -> tuple[Float64[np.ndarray, "m d"], Float64[np.ndarray, "m K"], Float64[np.ndarray, " m"]]:
-    """The same weighted data in one canonical form: no zero weights, equal rows merged, rows sorted.
-
-    The objective depends only on the weighted set of rows, and now the arithmetic does too: a
-    reordered data set, or a repeated row instead of a weight of two, trains to the same bits.
-    """
-    keep = weights > 0
-    if not keep.any():
-        raise InvalidInputError("every sample_weight is zero; at least one must be positive")
-    rows = np.ascontiguousarray(np.hstack([X, Y])[keep]) + 0.0  # + 0.0 turns -0.0 into 0.0
-    order, is_repeat = _sorted_rows(rows, weights[keep])
-    starts = np.flatnonzero(~is_repeat)
-    rows = rows[order[starts]]
-    merged = np.add.reduceat(weights[keep][order], starts)
-    return rows[:, : X.shape[1]].copy(), rows[:, X.shape[1] :].copy(), merged
-
-
-def _sorted_rows(
-    rows: Float64[np.ndarray, "n p"], weights: Float64[np.ndarray, " n"]
-) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """An order that depends on the set of rows only, and which rows equal the one before.
-
-    Sorts by one random projection, which is cheap, and by all columns only where two different
-    rows happen to have the same projection.
-    """
-    direction = np.random.default_rng(0).standard_normal(rows.shape[1])
-    with np.errstate(over="ignore", invalid="ignore"):
-        key: Float[np.ndarray, " n"] = (rows * direction).sum(axis=1)
-    order = np.lexsort((weights, key))
-    is_repeat = _repeats(rows[order])
-    if (np.diff(key[order]) == 0)[~is_repeat[1:]].any() or not np.isfinite(key).all():
-        order = np.lexsort((weights, *rows.T[::-1]))
-        is_repeat = _repeats(rows[order])
-    return order, is_repeat
-
-
-def _repeats(rows: Float64[np.ndarray, "n p"]) -> Bool[np.ndarray, " n"]:
-    """Whether each row equals the one before it."""
-    return np.concatenate([[False], (rows[1:] == rows[:-1]).all(axis=1)])

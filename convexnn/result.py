@@ -114,6 +114,37 @@ class ProgramReport:
 
 
 @dataclass(frozen=True)
+class RobustReport:
+    """What a robustly trained network is worth: the convex program behind it, and the patterns that it was built on.
+
+    ``objective`` and ``bound`` are of the program over these patterns, worst case included. ``largest_eps`` holds, of
+    hard cones, the largest radius that each sampled pattern survives (the largest of the radii, where they differ).
+    """
+
+    cones: str  # "hard": the worst case is exact; "soft": an upper bound of it
+    norm: str
+    eps: tuple[float, ...]  # one radius, or one for each feature
+    n_sampled: int
+    n_surviving: int  # patterns with a cone that has an interior; of soft cones all
+    n_cutting: int  # of these, patterns with samples on both sides: without any, the network is a linear function
+    objective: float
+    bound: float
+    gap: float
+    largest_eps: tuple[float, ...] = field(repr=False, default=())
+
+    def __str__(self) -> str:
+        radius = f"{max(self.eps):g}" if len(self.eps) == 1 else f"up to {max(self.eps):g}"
+        lines = (
+            f"robust    {self.cones} cones, {self.norm} radius {radius}: {self.n_surviving} of {self.n_sampled} "
+            f"patterns, {self.n_cutting} of them with samples on both sides, own gap {self.gap:.2e} at "
+            f"{self.objective:.8g}"
+        )
+        if self.n_cutting == 0:
+            lines += "\n          no pattern has samples on both sides: this is a robust linear classifier"
+        return lines
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """A trained network and what is known about its optimality."""
 
@@ -132,6 +163,7 @@ class TrainingResult:
     trace: tuple[TraceEntry, ...] = field(repr=False, default=())
     program: ProgramReport | None = None  # of the methods that fix activation patterns
     proof: ProofReport | None = None  # where bound_kind is "proved"
+    robust: RobustReport | None = None  # of training with robust=; objective and gap are then of the worst case
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the network, as plain Python values (for JSON)."""
@@ -151,6 +183,7 @@ class TrainingResult:
         out["message"] = self.status.value
         out["program"] = None if self.program is None else vars(self.program)
         out["proof"] = None if self.proof is None else vars(self.proof)
+        out["robust"] = None if self.robust is None else vars(self.robust)
         out["trace"] = [vars(entry) for entry in self.trace]
         return out
 
@@ -166,7 +199,7 @@ class TrainingResult:
             f"gap       {self.gap:.2e} (relative)\n"
             f"neurons   {self.n_neurons}\n"
             f"seconds   {self.seconds:.2f} in {self.n_rounds} rounds"
-        ) + ("" if self.program is None else f"\n{self.program}")
+        ) + "".join(f"\n{part}" for part in (self.program, self.robust) if part is not None)
 
 
 def relative_gap(objective: float, bound: float, floor: float = 0.0) -> float:

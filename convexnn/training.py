@@ -24,6 +24,7 @@ from convexnn.proof.report import prove as prove_bound
 from convexnn.restricted import METHODS as RESTRICTED
 from convexnn.restricted import RestrictedAnswer, Restriction, solve_restricted
 from convexnn.result import Status, TraceEntry, TrainingResult, relative_gap
+from convexnn.robust.training import RobustOutcome, certified_loss, check_robust, read_robust, train_robust
 from convexnn.solvers.loop import Answer, Limits, solve
 from convexnn.solvers.sliding import SlidingFrankWolfe
 from convexnn.threads import threads_for
@@ -72,6 +73,7 @@ def train(
     prove: str | None = None,
     proof_seconds: float | None = 60.0,
     proof_file: str | os.PathLike[str] | None = None,
+    robust: Any = None,
 ) -> TrainingResult:
     """Train a two-layer ReLU network by convex optimisation, and say how far from the optimum it can be.
 
@@ -124,18 +126,24 @@ def train(
         ``"fast"`` or ``"tree"``: after training, prove a lower bound on the objective of every network, as
         ``proof``, ``timeout`` and ``out`` of :func:`optimality_gap` do; ``bound`` and ``gap`` are then the proved ones.
         Where no proof was found in time, a SolverWarning says so, and the result is the one without.
+    robust:
+        A radius, or a :class:`convexnn.Robust`: minimise the worst case of the loss over a ball of perturbations
+        around every sample (one output; squared, logistic, hinge). Convex over ``n_patterns`` sampled patterns:
+        ``"global"`` and ``"auto"`` choose a solver by size, ``"interior-point"`` and ``"reference"`` are others.
+        ``objective`` is then the certified worst case of the network, ``bound`` and ``gap`` are the program's own.
 
     Returns
     -------
     TrainingResult
         ``network`` (float64, on the CPU), ``objective``, ``bound`` with ``bound_kind`` ("proved": see ``prove``;
         "local-search": evidence, not proof; "sampled-program": for this program only; "all-patterns": every pattern was
-        listed), ``gap``, ``status``, ``n_neurons``, ``seconds``, ``trace``, ``program``.
+        listed), ``gap``, ``status``, ``n_neurons``, ``seconds``, ``trace``, ``program``, ``robust``.
 
     Raises
     ------
     InvalidInputError, InvalidTypeError
-        NaN or infinity, shapes that do not fit, one class, weight_decay <= 0, unknown loss or method.
+        NaN or infinity, shapes that do not fit, one class, weight_decay <= 0, unknown loss or method; with
+        ``robust`` a radius beyond what any sampled pattern survives (hard cones; says which is the largest).
     DeviceError
         CUDA was asked for and is not there.
 
@@ -148,15 +156,27 @@ def train(
     _check_method(method, dtype)
     if refine and method == "global":
         raise InvalidInputError('method="global" works on all patterns already: leave refine=False.')
+    how_robust = None if robust is None else read_robust(robust)
+    if how_robust is not None:
+        check_robust(method, refine=refine, prove=prove)
     device = resolve_device(device)
     data = read_matrix(X)
     task = read_task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)
     if prove is not None:
         check_provable(task.reduced, prove, proof_seconds, proof_file)
+    if how_robust is not None:
+        task = replace(task, reduced=task.full, reduction=Reduction(None))  # balls are not the same in rotated columns
     start = None if warm_start is None else _warm_start(task, warm_start)
     limits = limits_of(tol, max_seconds, max_rounds)
     seed = seed_of(random_state)
     with torch.no_grad(), threads_for(task.reduced), _progress_bar(progress, limits) as report:
+        if how_robust is not None:
+            settings = (method, n_patterns, task.hidden_bias)
+            outcome = train_robust(
+                task.full, how_robust, settings, start=start, limits=limits, seed=seed, report=report
+            )
+            plain = _result(task, data, outcome.answer, (method, loss), started)
+            return _robust_result(plain, outcome, task)
         if method == "global":
             answer = solve(
                 task.reduced, SlidingFrankWolfe(), start=start, limits=limits, seed=seed, dtype=dtype, report=report
@@ -193,6 +213,14 @@ def _proved(
         seconds=result.seconds + (report.stages[-1][1] if report.stages else 0.0),
         proof=report,
     )
+
+
+def _robust_result(result: TrainingResult, outcome: RobustOutcome, task: Task) -> TrainingResult:
+    """The certified objective, recomputed from the weights of the module itself, and the gap of the program."""
+    worst = certified_loss(task.full, from_torch(result.network), outcome)
+    about = outcome.report  # slopes chosen for the network can certify less than the optimum of soft cones
+    bound = min(result.bound, worst)
+    return replace(result, objective=worst, bound=bound, bound_kind="sampled-program", gap=about.gap, robust=about)
 
 
 def _restricted_result(result: TrainingResult, found: RestrictedAnswer, task: Task) -> TrainingResult:

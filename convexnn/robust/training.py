@@ -1,0 +1,211 @@
+"""Robust training: which patterns, which cones, which solver, and the network that comes out."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convexnn.errors import InvalidInputError
+from convexnn.neurons import Neurons, no_neurons
+from convexnn.patterns import Patterns, patterns_of
+from convexnn.problem import Problem
+from convexnn.result import RobustReport, Status, TraceEntry, relative_gap
+from convexnn.robust.answer import RobustAnswer
+from convexnn.robust.ball import Ball, read_ball
+from convexnn.robust.certified import certified_objective
+from convexnn.robust.program import AbstractRobustProgram, HardRobustProgram, SoftRobustProgram
+from convexnn.robust.reference import solve_reference
+from convexnn.robust.sampling import SOURCES, RobustPatterns, sample_robust
+from convexnn.robust.survival import survival, surviving
+from convexnn.robust.working_set import solve_working_set
+from convexnn.solvers.answer import ProgramLimits
+from convexnn.solvers.loop import Answer, Limits
+
+CONES = ("soft", "hard")
+METHODS = ("global", "auto", "interior-point", "reference")
+
+Report = Callable[[TraceEntry], None] | None
+
+
+@dataclass(frozen=True)
+class Robust:
+    """Train against perturbations of the features, each sample its own: see :func:`convexnn.train`.
+
+    Args:
+        eps: radius of the ball, or radii of each feature ``(d,)``: the reach of each for ``"linf"``, the semi-axes of
+            an ellipsoid for ``"l2"`` and of a cross-polytope for ``"l1"``. In the units of X.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        cones: ``"soft"`` charges to the loss what a change of activation pattern can cost; it takes any pattern.
+            ``"hard"`` forbids changes on every ball (Bai, Gautam & Sojoudi 2022): the worst case is then exact, but
+            most patterns have no such weights once eps is as large as the gaps of the data. The optimum over the same
+            patterns is never better with hard cones.
+        patterns: ``"gap"`` (thresholds in gaps of projections of the data), ``"data"`` (Gaussian directions) or
+            ``"perturbed"`` (Gaussian directions, each sample moved in its ball).
+    """
+
+    eps: Any
+    norm: str = "linf"
+    cones: str = "soft"
+    patterns: str = "gap"
+
+    def __post_init__(self) -> None:
+        if self.cones not in CONES:
+            raise InvalidInputError(f"cones={self.cones!r} are not known; choose one of {', '.join(CONES)}.")
+        if self.patterns not in SOURCES:
+            raise InvalidInputError(f"patterns={self.patterns!r} is not known; choose one of {', '.join(SOURCES)}.")
+
+
+@dataclass(frozen=True)
+class RobustOutcome:
+    """A network with its certified objective, and what is known of the program behind it."""
+
+    answer: Answer
+    report: RobustReport
+    ball: Ball
+    slopes: Float[Tensor, "n k"]  # of each neuron at each sample, with which the program certifies the network
+
+
+def check_robust(method: str, *, refine: bool, prove: str | None) -> None:
+    """Raise where another setting of training does not go with robust programs."""
+    if method not in METHODS:
+        raise InvalidInputError(f"method={method!r} does not train robustly; choose one of {', '.join(METHODS)}.")
+    if refine or prove is not None:
+        raise InvalidInputError(
+            "robust training fixes its patterns and has no proof of the rest: leave refine and prove."
+        )
+
+
+def train_robust(
+    problem: Problem,
+    how: Robust,
+    settings: tuple[str, int, bool],
+    *,
+    start: Neurons | None,
+    limits: Limits,
+    seed: int,
+    report: Report = None,
+) -> RobustOutcome:
+    """Sample patterns, solve their program and turn its point into a network; ``settings``: method, patterns, bias."""
+    method, n_patterns, hidden_bias = settings
+    cpu = torch.device("cpu")
+    home, problem = problem.X.device, problem.to(cpu)
+    ball = read_ball(how.eps, how.norm, problem.n_inputs - hidden_bias, hidden_bias=hidden_bias)
+    generator = torch.Generator().manual_seed(seed)
+    kind = SoftRobustProgram if how.cones == "soft" else HardRobustProgram
+    sampled = sample_robust(
+        problem.X,
+        ball,
+        n_patterns,
+        generator,
+        source=how.patterns,
+        hidden_bias=hidden_bias,
+        soft=how.cones == "soft",
+    )
+    if start is not None and len(start):
+        sampled = _with_start(problem, ball, sampled, start.to(cpu), generator, soft=how.cones == "soft")
+    program = kind(problem, sampled.patterns, ball)
+    limits_ = ProgramLimits(limits.tol, limits.max_seconds)
+    try:
+        solved = _solve(program, method, limits_, report)
+    except KeyboardInterrupt:
+        solved = None
+    answer, slopes = _answer(program, solved, limits)
+    answer = replace(answer, neurons=answer.neurons.to(home))
+    return RobustOutcome(answer, _about(program, how, sampled, solved), ball, slopes)
+
+
+def _with_start(
+    problem: Problem, ball: Ball, sampled: RobustPatterns, start: Neurons, generator: torch.Generator, *, soft: bool
+) -> RobustPatterns:
+    """The patterns of a network, those of them that survive where cones are hard, and then the sampled ones."""
+    own = patterns_of(problem.X, start.W, generator)
+    if soft:
+        both = own.joined(sampled.patterns)
+        return RobustPatterns(both, sampled.n_sampled, len(both), sampled.factors)
+    found = survival(problem.X, own, ball)
+    kept: Patterns = surviving(own, found, ball) if bool(found.inside.any()) else own.take(found.inside)
+    both = kept.joined(sampled.patterns)
+    factors = torch.cat([found.factors, sampled.factors])
+    return RobustPatterns(both, len(factors), len(both), factors)
+
+
+def _solve(program: AbstractRobustProgram, method: str, limits: ProgramLimits, report: Report) -> RobustAnswer:
+    if method == "reference":
+        return solve_reference(program, limits)
+    return solve_working_set(program, limits, report=report)
+
+
+def _about(
+    program: AbstractRobustProgram, how: Robust, sampled: RobustPatterns, solved: RobustAnswer | None
+) -> RobustReport:
+    radii = program.ball.radii[: program.problem.n_inputs]
+    moving = radii[radii > 0]
+    same = len(moving) > 0 and bool((moving == moving[0]).all())
+    eps = (float(moving[0]),) if same else tuple(radii.tolist())
+    largest = sampled.factors * (float(radii.max()) if len(radii) else 0.0)
+    objective = program.objective(program.zero()) if solved is None else solved.judgement.objective
+    bound = -math.inf if solved is None else solved.judgement.bound
+    return RobustReport(
+        cones=how.cones,
+        norm=how.norm,
+        eps=eps,
+        n_sampled=sampled.n_sampled,
+        n_surviving=sampled.n_surviving,
+        n_cutting=sampled.n_cutting,
+        objective=objective,
+        bound=bound,
+        gap=relative_gap(objective, bound, program.problem.floor()),
+        largest_eps=tuple(largest.tolist()),
+    )
+
+
+def _answer(
+    program: AbstractRobustProgram, solved: RobustAnswer | None, limits: Limits
+) -> tuple[Answer, Float[Tensor, "n k"]]:
+    """And the slopes of the network's neurons."""
+    problem = program.problem
+    constant, none = no_neurons(problem.n_inputs, problem.constant()), problem.X[:, :0]
+    worth = certified_objective(problem, program.ball, constant)
+    if solved is None:
+        return Answer(constant, worth, -math.inf, Status.INTERRUPTED, (), 0), none
+    bound, status = solved.judgement.bound, solved.status
+    if relative_gap(worth, bound, problem.floor()) <= limits.tol:
+        return Answer(constant, worth, bound, Status.CONVERGED, solved.trace, len(solved.trace)), none
+    neurons, slopes, objective = _network(program, solved, limits.tol)
+    status = Status.SOLVED if status is Status.CONVERGED else status
+    return Answer(neurons, objective, bound, status, solved.trace, len(solved.trace)), slopes
+
+
+def _network(
+    program: AbstractRobustProgram, solved: RobustAnswer, tol: float
+) -> tuple[Neurons, Float[Tensor, "n k"], float]:
+    """The network of the point, without the neurons that interior points leave at almost zero.
+
+    Neurons that point the same way stay apart: with soft cones their slopes can differ.
+    """
+    problem, point = program.problem, program.feasible(solved.judgement.point)
+    norms = point.U.norm(dim=-1, keepdim=True)
+    for tolerance in (1e-4, 1e-6, 1e-8, 0.0):
+        pruned = replace(point, U=torch.where(norms > tolerance * norms.max(), point.U, 0.0))
+        live = torch.nonzero(pruned.U[:, 0].norm(dim=-1) > 0)[:, 1]
+        neurons, slopes = program.network(pruned), program.mask[live].T
+        value = certified_objective(problem, program.ball, neurons, slopes)
+        if value <= solved.judgement.objective * (1 + 0.01 * tol) + problem.floor():
+            break
+    return neurons, slopes, value
+
+
+def certified_loss(problem: Problem, neurons: Neurons, outcome: RobustOutcome) -> float:
+    """The certified objective of the network of a run, from its weights."""
+    cpu = torch.device("cpu")
+    known = outcome.slopes if outcome.slopes.shape[1] == len(neurons) else None  # a constant network has a dead neuron
+    return certified_objective(problem.to(cpu), outcome.ball, neurons.to(cpu), known)
+
+
+def read_robust(value: Any) -> Robust:
+    """A :class:`Robust`, or one of a radius alone."""
+    return value if isinstance(value, Robust) else replace(Robust(0.0), eps=value)

@@ -1,0 +1,162 @@
+"""Robust training as users call it: certified objectives, reports, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from convexnn_cases import random_neurons, seeded
+from robust_cases import clusters
+
+from convexnn import ConvexReLUClassifier, ConvexReLURegressor, Robust, Status, train
+from convexnn.data import read_loss
+from convexnn.errors import InvalidInputError, InvalidTypeError
+from convexnn.problem import Problem
+from convexnn.robust import training
+from convexnn.robust.ball import NORMS, read_ball
+from convexnn.robust.certified import Signed, certified_objective, lower_bound, output_bounds
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def data(n=24, m=3, seed=0):
+    X, which = clusters(n, m, seed)
+    return X[:, :-1].numpy(), np.where(which.numpy() % 2 == 0, 1.0, -1.0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_bounds_of_a_network_hold_on_the_ball_whatever_the_slopes(norm):
+    X, _ = clusters(12, 3, 0)
+    ball = read_ball([0.1, 0.3, 0.2], norm, 3, hidden_bias=True)
+    neurons = random_neurons(9, 4, seed=1)
+    bounds = output_bounds(neurons, X, ball)
+    f = neurons(X[:, None, :] + ball.sample((400,), seeded(2)))[..., 0]
+    assert bool((f.amin(1) >= bounds.low - 1e-12).all())
+    assert bool((f.amax(1) <= bounds.high + 1e-12).all())
+    for seed in range(5):
+        slopes = torch.rand((12, 9), generator=seeded(seed), dtype=torch.float64)
+        assert bool((lower_bound(Signed.of(neurons), X, ball, slopes) <= f.amin(1) + 1e-12).all())
+    # Without a ball the bounds are the outputs.
+    still = output_bounds(neurons, X, ball.scaled(0.0))
+    torch.testing.assert_close(still.low, neurons(X)[:, 0])
+    torch.testing.assert_close(still.high, neurons(X)[:, 0])
+
+
+def test_certified_objective_is_at_least_the_plain_one_and_grows_with_the_ball():
+    X, which = clusters(12, 3, 0)
+    y = np.where(which.numpy() % 2 == 0, 1.0, -1.0)
+    problem, neurons = Problem(X, read_loss("logistic", y, 12), 1e-2), random_neurons(5, 4, seed=0)
+    ball = read_ball(0.1, "linf", 3, hidden_bias=True)
+    values = [certified_objective(problem, ball.scaled(size), neurons) for size in (0.0, 0.5, 1.0, 2.0)]
+    assert values[0] == pytest.approx(problem.objective(neurons), rel=1e-12)
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize("cones", ["hard", "soft"])
+@pytest.mark.parametrize("loss", ["hinge", "logistic", "squared"])
+def test_training_reaches_its_gap_and_says_what_it_is_worth(cones, loss):
+    X, y = data()
+    how = Robust(0.03, "linf", cones)
+    result = train(X, y, loss=loss, weight_decay=1e-3, robust=how, n_patterns=15, random_state=0)
+    assert result.status is Status.SOLVED
+    assert result.bound_kind == "sampled-program"
+    assert result.gap == result.robust.gap <= 1e-4
+    assert result.bound <= result.objective <= result.robust.objective * (1 + 1e-6)
+    if cones == "hard":
+        assert result.objective == pytest.approx(result.robust.objective, rel=1e-5)
+        assert len(result.robust.largest_eps) == result.robust.n_sampled == 15
+        assert sum(eps > 0.03 for eps in result.robust.largest_eps) == result.robust.n_surviving
+    assert json.loads(result.to_json())["robust"]["cones"] == cones
+    assert f"{cones} cones" in str(result)
+    if loss == "squared":  # the worst case is no better than the samples themselves
+        plain = train(X, y, loss=loss, weight_decay=1e-3, tol=1e-2, random_state=0)
+        assert plain.robust is None
+        assert plain.bound <= result.objective
+
+
+def test_a_radius_alone_means_soft_cones_and_methods_agree():
+    X, y = data()
+    own, reference = (
+        train(X, y, loss="hinge", weight_decay=1e-3, robust=0.05, method=method, n_patterns=8, random_state=0)
+        for method in ("auto", "reference")
+    )
+    assert own.robust.cones == "soft"
+    assert own.robust.eps == (0.05,)
+    assert own.robust.objective == pytest.approx(reference.robust.objective, rel=2e-4)
+
+
+def test_patterns_of_a_start_can_only_help():
+    X, y = data(m=4)
+    settings = {"loss": "hinge", "weight_decay": 1e-3, "n_patterns": 6, "random_state": 0}
+    first = train(X, y, robust=0.05, **settings)
+    other = train(X, y, loss="hinge", weight_decay=1e-3, random_state=1).network
+    for cones in ("soft", "hard"):
+        alone = train(X, y, robust=Robust(0.05, cones=cones), **settings)
+        joined = train(X, y, robust=Robust(0.05, cones=cones), warm_start=other, **settings)
+        assert joined.robust.objective <= alone.robust.objective * (1 + 1e-4)
+    assert first.robust.n_sampled == 6
+
+
+def test_estimators_train_robustly():
+    X, y = data()
+    model = ConvexReLUClassifier(loss="hinge", robust_eps=[0.02, 0.03, 0.02], robust_norm="l2", random_state=0)
+    model.fit(X, np.where(y > 0, "yes", "no"))
+    assert model.result_.robust.eps == (0.02, 0.03, 0.02, 0.0)[: len(model.result_.robust.eps)]
+    assert model.score(X, np.where(y > 0, "yes", "no")) > 0.9
+    hard = ConvexReLURegressor(robust_eps=0.02, robust_cones="hard", random_state=0).fit(X, X.sum(1))
+    assert hard.result_.robust.cones == "hard"
+    assert hard.score(X, X.sum(1)) > 0.8
+    with pytest.raises(InvalidInputError, match="have one output"):
+        ConvexReLURegressor(robust_eps=0.02).fit(X, X[:, :2])
+    with pytest.raises(InvalidInputError, match="take the losses"):
+        ConvexReLUClassifier(robust_eps=0.02).fit(X, np.arange(24) % 3)
+
+
+def test_heavy_weight_decay_gives_the_constant_network():
+    X, y = data()
+    result = train(X, y, loss="hinge", weight_decay=30.0, robust=0.02, n_patterns=5, random_state=0)
+    assert result.status is Status.NULL
+    assert result.n_neurons == 0
+
+
+def test_an_interrupt_returns_the_constant_network(monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "solve_working_set", interrupt)
+    X, y = data()
+    result = train(X, y, loss="hinge", weight_decay=1e-3, robust=0.02, n_patterns=5, random_state=0)
+    assert result.status is Status.INTERRUPTED
+    assert result.bound == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"robust": -1.0}, "radius -1"),
+        ({"robust": [0.1, 0.2]}, "one for each of the 3 features"),
+        ({"robust": 0.1, "method": "scp"}, "'scp' does not train robustly"),
+        ({"robust": 0.1, "refine": True, "method": "auto"}, "leave refine and prove"),
+        ({"robust": 0.1, "prove": "fast"}, "leave refine and prove"),
+        ({"robust": 0.1, "n_patterns": 0}, "0 patterns were asked for"),
+        ({"robust": Robust(0.5, "linf", "hard"), "hidden_bias": False}, "largest possible radius for them is 0"),
+    ],
+)
+def test_bad_settings_are_named(settings, match):
+    X, y = data()
+    with pytest.raises(InvalidInputError, match=match):
+        train(X, y, **{"loss": "hinge", "weight_decay": 1e-3, "n_patterns": 20, "random_state": 0, **settings})
+
+
+def test_bad_descriptions_are_named():
+    for arguments, match in [
+        ({"cones": "round"}, "cones='round' are not known"),
+        ({"patterns": "noise"}, "patterns='noise' is not known"),
+    ]:
+        with pytest.raises(InvalidInputError, match=match):
+            Robust(0.1, **arguments)
+    X, y = data()
+    with pytest.raises(InvalidInputError, match="expected one of linf, l2, l1"):
+        train(X, y, loss="hinge", weight_decay=1e-3, robust=Robust(0.1, "l7"), random_state=0)
+    with pytest.raises(InvalidTypeError, match="is not a radius"):
+        train(X, y, loss="hinge", weight_decay=1e-3, robust="far", random_state=0)
