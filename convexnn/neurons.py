@@ -49,7 +49,8 @@ class Neurons:
         """
         live = self.masses() > 0
         W, A = self.W[live], self.A[live]
-        scale = torch.sqrt(A.norm(dim=1, keepdim=True) / W.norm(dim=1, keepdim=True))
+        # Two roots, not one of the quotient, which overflows for subnormal norms.
+        scale = A.norm(dim=1, keepdim=True).sqrt() / W.norm(dim=1, keepdim=True).sqrt()
         return replace(self, W=W * scale, A=A / scale)
 
     def pruned(self, tolerance: float = 1e-7) -> "Neurons":

@@ -10,6 +10,14 @@ from convexnn.neurons import Neurons, no_neurons, unit_rows
 shapes = pytest.mark.parametrize(("k", "d", "K"), [(1, 1, 1), (6, 3, 1), (20, 4, 3), (5, 2, 7)])
 
 
+def test_balancing_a_neuron_of_subnormal_size():
+    """The quotient of the norms overflows; its root does not."""
+    W, A = torch.tensor([[1e-320], [2.0]], dtype=torch.float64), torch.tensor([[1.0], [0.5]], dtype=torch.float64)
+    balanced = Neurons(W, A, torch.zeros(1, dtype=torch.float64)).balanced()
+    assert bool(torch.isfinite(balanced.W).all())
+    torch.testing.assert_close(balanced.W, balanced.A, rtol=1e-4, atol=0)
+
+
 @shapes
 def test_balanced(k, d, K):
     """The same function, ||w_j|| = ||a_j||, and the least penalty among rescalings."""

@@ -304,6 +304,16 @@ def test_no_weight_decay_is_too_small_for_the_interior_point(loss, weight_decay)
     assert answer.n_steps <= 2  # rounds: none was needed to recover from a bad start
 
 
+@pytest.mark.parametrize("loss", ["logistic", "softmax"])
+def test_the_interior_point_recovers_where_mu_fell_ahead_of_the_loss(loss, monkeypatch):
+    """Few samples, large columns: a start of the wrong size jams, unless mu grows again."""
+    monkeypatch.setattr("convexnn.solvers.working_set._SHARES", (1e-3,))
+    for seed in range(3):
+        program = program_of("relu", loss, seed=seed, n=26, d=3, P=6, wd=3e-5)
+        answer = solve_working_set(program, ProgramLimits(1e-5))
+        assert answer.judgement.gap(program.problem.floor()) <= 1e-5
+
+
 def test_limits_are_respected():
     program = program_of("relu", "squared", n=60, d=6, P=60, wd=1e-4)
     answer = solve_admm(program, ProgramLimits(1e-12, max_steps=30))
