@@ -27,9 +27,8 @@ from convexnn.solvers.newton import NewtonSystem
 _SHRINK = 0.95  # share of the way to the boundary that a step may go; nearer to it, runs jam
 _SHRINK_HINGE = 0.9  # longer steps leave some of its pairs far from the central path, and later steps are tiny
 
-_RECENTRE = (
-    3.0  # growth of mu where the affine step is cut short: it fell faster than the curved loss let residuals fall
-)
+# Where the affine step is cut short mu may grow: with a curved loss it fell ahead of the residuals.
+_RECENTRE, _RECENTRE_HINGE = 3.0, 0.8
 
 _NEARLY_FEASIBLE = 2.0  # dual norm, relative to the weight decay, from which on blocks may be given up
 _CLEARLY = 0.3
@@ -261,7 +260,7 @@ def _advance(program: AbstractProgram, place: _Place, refinements: int) -> Itera
     mu = at.complementarity()
     accurate = length > 0.1
     left = min(1.0, at.moved(length, affine).complementarity() / mu)
-    sigma = max(left**3, 1e-4) if accurate else _RECENTRE
+    sigma = max(left**3, 1e-4) if accurate else _RECENTRE_HINGE if len(at.kink.p) else _RECENTRE
     second = 1.0 if accurate else 0.0
     cone = -jordan_product(scaling.lam, scaling.lam)
     cone = cone - second * jordan_product(scaling.apply_inverse(affine.x), scaling.apply(affine.z))
