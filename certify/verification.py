@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 from torch import Tensor, nn
@@ -67,13 +68,26 @@ def verify(
     point = _one(x)
     question = Question.of(network, tuple(point.shape[1:]), eps=eps, norm=norm, domain=domain)
     problem = question.problem(point, labels)
-    exactly = None if proof is None else _exact_network(network, tuple(point.shape[1:]))
+    exactly = None
+    if proof is not None:
+        _check_place(proof)
+        exactly = _exact_network(network, tuple(point.shape[1:]))
     with threads_for(problem.multiplications):
         outcome = climb(problem, plan, deadline)
     verdict = _verdict(problem, outcome, int(labels), deadline)
     if exactly is None or verdict.status is not Status.VERIFIED:
         return verdict
     return replace(verdict, proof=_proved(exactly, problem, verdict, proof))
+
+
+def _check_place(proof: Any) -> None:
+    """Before the work that it would be lost after."""
+    try:
+        path = Path(proof)
+    except TypeError:
+        raise InvalidTypeError(f"proof is {proof!r}; expected the path of a file to write, or None") from None
+    if path.is_dir() or not path.parent.is_dir():
+        raise InvalidInputError(f"the proof cannot be written to {str(path)!r}: there is no such folder")
 
 
 def _exact_network(module: nn.Module, shape: Shape) -> Network:

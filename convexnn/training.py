@@ -125,7 +125,8 @@ def train(
     prove, proof_seconds, proof_file:
         ``"fast"`` or ``"tree"``: after training, prove a lower bound on the objective of every network, as
         ``proof``, ``timeout`` and ``out`` of :func:`optimality_gap` do; ``bound`` and ``gap`` are then the proved ones.
-        Where no proof was found in time, a SolverWarning says so, and the result is the one without.
+        The search for it ends at ``tol``. Where no proof was found in time, a SolverWarning says so, and the result is
+        the one without.
     robust:
         A radius, or a :class:`convexnn.Robust`: minimise the worst case of the loss over a ball of perturbations
         around every sample (one output; squared, logistic, hinge). Convex over ``n_patterns`` sampled patterns:
@@ -168,6 +169,7 @@ def train(
         task = replace(task, reduced=task.full, reduction=Reduction(None))  # balls are not the same in rotated columns
     start = None if warm_start is None else _warm_start(task, warm_start)
     limits = limits_of(tol, max_seconds, max_rounds)
+    request = None if prove is None else Request(prove, proof_seconds, limits.tol, proof_file)
     seed = seed_of(random_state)
     with torch.no_grad(), threads_for(task.reduced), _progress_bar(progress, limits) as report:
         if how_robust is not None:
@@ -181,18 +183,17 @@ def train(
             answer = solve(
                 task.reduced, SlidingFrankWolfe(), start=start, limits=limits, seed=seed, dtype=dtype, report=report
             )
-            return _proved(_result(task, data, answer, (method, loss), started), task, prove, proof_seconds, proof_file)
+            result = _result(task, data, answer, (method, loss), started)
+            return _proved(result, task, request)
         how = Restriction(method, n_patterns, refine, dtype)
         found = solve_restricted(task.reduced, how, start=start, limits=limits, seed=seed, report=report)
     result = _restricted_result(_result(task, data, found.answer, (method, loss), started), found, task)
-    return _proved(result, task, prove, proof_seconds, proof_file)
+    return _proved(result, task, request)
 
 
-def _proved(
-    result: TrainingResult, task: Task, how: str | None, seconds: float | None, file: str | os.PathLike[str] | None
-) -> TrainingResult:
+def _proved(result: TrainingResult, task: Task, request: Request | None) -> TrainingResult:
     """The result with a proved bound in place of the evidence, where one was asked for."""
-    if how is None:
+    if request is None:
         return result
     given = from_torch(result.network)
     try:
@@ -200,7 +201,7 @@ def _proved(
             (task.full, task.reduced),
             task.reduction,
             (given, task.reduction.restrict(given.to(task.reduced.X.device))),
-            Request(how, seconds, 1e-4, file),
+            request,
         )
     except SolverError as error:  # the network and its evidence stay
         warnings.warn(f"{error} The bound is the one before any proof.", SolverWarning, stacklevel=3)
