@@ -118,7 +118,8 @@ class RobustReport:
     """What a robustly trained network is worth: the convex program behind it, and the patterns that it was built on.
 
     ``objective`` and ``bound`` are of the program over these patterns, worst case included. ``largest_eps`` holds, of
-    hard cones, the largest radius that each sampled pattern survives (the largest of the radii, where they differ).
+    hard cones, the largest radius that each sampled pattern survives (the largest of the radii, where they differ); on
+    large data it is what the sampled direction survives, which may be less.
     """
 
     cones: str  # "hard": the worst case is exact; "soft": an upper bound of it

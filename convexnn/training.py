@@ -130,7 +130,8 @@ def train(
     robust:
         A radius, or a :class:`convexnn.Robust`: minimise the worst case of the loss over a ball of perturbations
         around every sample (one output; squared, logistic, hinge). Convex over ``n_patterns`` sampled patterns:
-        ``"global"`` and ``"auto"`` choose a solver by size, ``"interior-point"`` and ``"reference"`` are others.
+        ``"global"`` and ``"auto"`` are the interior point here, ``"reference"`` is cvxpy. ``refine=True`` (soft cones)
+        adds the patterns that the network's neurons have at the samples until nothing improves.
         ``objective`` is then the certified worst case of the network, ``bound`` and ``gap`` are the program's own.
 
     Returns
@@ -155,11 +156,11 @@ def train(
     """
     started = time.perf_counter()
     _check_method(method, dtype)
-    if refine and method == "global":
+    if refine and method == "global" and robust is None:
         raise InvalidInputError('method="global" works on all patterns already: leave refine=False.')
     how_robust = None if robust is None else read_robust(robust)
     if how_robust is not None:
-        check_robust(method, refine=refine, prove=prove)
+        check_robust(how_robust, method, refine=refine, prove=prove)
     device = resolve_device(device)
     data = read_matrix(X)
     task = read_task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)
@@ -173,7 +174,7 @@ def train(
     seed = seed_of(random_state)
     with torch.no_grad(), threads_for(task.reduced), _progress_bar(progress, limits) as report:
         if how_robust is not None:
-            settings = (method, n_patterns, task.hidden_bias)
+            settings = (method, n_patterns, task.hidden_bias, refine)
             outcome = train_robust(
                 task.full, how_robust, settings, start=start, limits=limits, seed=seed, report=report
             )

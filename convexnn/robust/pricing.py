@@ -18,7 +18,9 @@ from convexnn.robust.reach import AbstractReach, reach_of
 from convexnn.solvers.cones import Scaling, jordan_divide, jordan_product, longest_steps
 
 _STEPS = 60
-_SHRINK = 0.98
+_CHARGED = 1e-12  # share of the largest charge from which on an excess counts
+_SHRINK = 0.9  # of the way to the boundary
+_SHORT = 0.1  # predictor steps below this are followed by one that only centres
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,21 @@ class _At:
 
 
 def price(cones: Cones, C: Float[Tensor, "B d"], limit: float, *, accuracy: float, slack: float = 0.05) -> Prices:
+    """:func:`_price` on the samples whose excess costs anything; the multipliers of the others are zero."""
+    if cones.charge is None:
+        return _price(cones, C, limit, accuracy, slack)
+    rows = cones.charge > _CHARGED * cones.charge.max().clamp(min=1e-300)
+    if not bool(rows.any()):
+        norms = C.norm(dim=1)
+        return Prices(norms, norms, torch.zeros_like(cones.sides))
+    few = replace(cones, X=cones.X[rows], sides=cones.sides[:, rows], charge=cones.charge[rows])
+    found = _price(few, C, limit, accuracy, slack)
+    multipliers = torch.zeros_like(cones.sides)
+    multipliers[:, rows] = found.multipliers
+    return replace(found, multipliers=multipliers)
+
+
+def _price(cones: Cones, C: Float[Tensor, "B d"], limit: float, accuracy: float, slack: float) -> Prices:
     """Bounds, as tight as needed to compare them with ``limit``.
 
     A block is done once its upper bound is below the limit, or its lower bound above it and within a share of
@@ -99,8 +116,6 @@ def price(cones: Cones, C: Float[Tensor, "B d"], limit: float, *, accuracy: floa
     """
     C, cones = C / limit, replace(cones, charge=None if cones.charge is None else cones.charge / limit)
     upper, lower, multipliers = C.norm(dim=1), torch.zeros_like(C[:, 0]), C.new_zeros((len(C), len(cones.X)))
-    if cones.charge is None:
-        multipliers = torch.zeros_like(multipliers)
     batch = _Batch(cones, ColumnProducts.of(cones.X), reach_of(cones.ball))
     index, at = torch.arange(len(C), device=C.device), _start(batch, C)
     for _ in range(_STEPS):
@@ -148,17 +163,18 @@ def _start(batch: _Batch, C: Tensor) -> _At:
     centre = cones.centre / cones.centre.norm(dim=1, keepdim=True)
     u = centre * (C * centre).sum(1, keepdim=True).clamp(min=0.1)
     slack = cones.slack(u)
-    room = 0.5 * (slack.amin(1) if cones.charge is None else slack.abs().mean(1)).clamp(min=1e-12)
-    y = batch.reach.room(u, room)
-    e = torch.zeros_like(slack)
-    if cones.charge is not None:
-        e = (room[:, None] - slack).clamp(min=0.0) + slack.abs().mean(1, keepdim=True)
+    typical = slack.abs().mean(1, keepdim=True).clamp(min=1e-12)
+    room = 0.5 * (slack.amin(1) if cones.charge is None else typical[:, 0]).clamp(min=1e-12)
+    y, e = batch.reach.room(u, room), torch.zeros_like(slack)
+    mu = 0.1 * C.norm(dim=1, keepdim=True).clamp(min=1e-12) ** 2 / slack.shape[1]
+    if cones.charge is not None:  # multipliers of about half the charge, slacks and excesses that go with them
+        mu = 0.5 * cones.charge.mean() * typical
+        e = 2 * mu / cones.charge + (room[:, None] - slack).clamp(min=0.0)
     s, conic = batch.rows(u, y, e), batch.conic(u, y)
-    mu = 0.1 * C.norm(dim=1).clamp(min=1e-12) ** 2 / s.shape[1]
     duals = torch.zeros_like(conic)
     if batch.reach.conic:
-        duals[:, 0] = mu / conic[:, 0]
-    return _At(u, y, e, s, (mu[:, None] / s).clamp(min=1e-12), conic, duals)
+        duals[:, 0] = mu[:, 0] / conic[:, 0]
+    return _At(u, y, e, s, (mu / s).clamp(min=1e-12), conic, duals)
 
 
 def _step(batch: _Batch, C: Tensor, at: _At) -> _At:
@@ -168,8 +184,10 @@ def _step(batch: _Batch, C: Tensor, at: _At) -> _At:
     du = newton.direction(torch.zeros_like(at.s), torch.zeros_like(mu), None)
     length = _longest(at, du)
     after = ((at.s + length * du.s) * (at.z + length * du.z)).mean(1, keepdim=True)
-    sigma = ((after / mu) ** 3).clamp(1e-4, 1.0)
-    move = newton.direction(sigma * mu - du.s * du.z, sigma * mu, du)
+    accurate = length > _SHORT
+    sigma = torch.where(accurate, ((after / mu) ** 3).clamp(1e-4, 1.0), 0.5)
+    second = accurate.to(mu)
+    move = newton.direction(sigma * mu - second * du.s * du.z, sigma * mu, replace(du, cones=second * du.cones))
     length = _SHRINK * _longest(at, move)
     pairs = ((a, b) for a, b in zip(vars(at).values(), vars(move).values(), strict=True))
     return _At(*(a + length * b for a, b in pairs))

@@ -14,6 +14,7 @@ from convexnn.errors import InvalidInputError
 from convexnn.patterns import Patterns
 from convexnn.robust.ball import Ball
 
+_LARGE = 50_000  # entries of X beyond which a linear program for each pattern takes longer than training
 _CLEARLY = 1.0 + 1e-6  # multiple of the radii from which on a cone counts as having an interior
 
 
@@ -41,11 +42,15 @@ class Survival:
 def survival(X: Float[Tensor, "n d"], patterns: Patterns, ball: Ball) -> Survival:
     """min r(u) subject to (2D - I) X u >= 1 for each pattern, by HiGHS (l2: Clarabel): the factor is one over it.
 
-    Directions are those of the largest margin, of norm one.
+    Directions are those of the largest margin, of norm one. On large data the patterns are left with their own
+    directions, and factors are lower bounds.
     """
+    own = _of_directions(X, patterns, ball)
+    if X.numel() > _LARGE:
+        return own
     A, radii = X.detach().cpu().double().numpy(), ball.radii.cpu().double().numpy()
     sides = 2.0 * patterns.D.cpu().double().numpy() - 1.0
-    factors, directions = np.zeros(len(sides)), patterns.gates.detach().cpu().double().numpy().copy()
+    factors, directions = own.factors.cpu().numpy().copy(), own.directions.cpu().double().numpy().copy()
     solve = _SOLVERS[ball.norm]
     for p, side in enumerate(sides):
         u = solve(side[:, None] * A, radii)
@@ -57,6 +62,13 @@ def survival(X: Float[Tensor, "n d"], patterns: Patterns, ball: Ball) -> Surviva
             factors[p] = slack / reach if reach > 0 else np.inf
             directions[p] = u / np.linalg.norm(u)
     return Survival(torch.from_numpy(factors).to(X), torch.from_numpy(directions).to(X))
+
+
+def _of_directions(X: Float[Tensor, "n d"], patterns: Patterns, ball: Ball) -> Survival:
+    """What the directions of the patterns themselves survive; zero where they are not inside their cones."""
+    gates = patterns.gates / patterns.gates.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    slack = ((2.0 * patterns.D.to(X) - 1.0) * (gates @ X.T)).amin(1).clamp(min=0.0)
+    return Survival(torch.where(slack > 0, slack / ball.support(gates), 0.0), gates)
 
 
 def surviving(patterns: Patterns, found: Survival, ball: Ball) -> Patterns:

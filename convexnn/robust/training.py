@@ -1,6 +1,7 @@
 """Robust training: which patterns, which cones, which solver, and the network that comes out."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from convexnn.errors import InvalidInputError
 from convexnn.neurons import Neurons, no_neurons
 from convexnn.patterns import Patterns, patterns_of
 from convexnn.problem import Problem
+from convexnn.programs import ConvexPoint
 from convexnn.result import RobustReport, Status, TraceEntry, relative_gap
 from convexnn.robust.answer import RobustAnswer
 from convexnn.robust.ball import Ball, read_ball
@@ -27,6 +29,8 @@ from convexnn.solvers.loop import Answer, Limits
 
 CONES = ("soft", "hard")
 METHODS = ("global", "auto", "interior-point", "reference")
+
+_ACTIVE = 1e-4  # norm of a block, relative to the largest, from which on it is a neuron
 
 Report = Callable[[TraceEntry], None] | None
 
@@ -69,28 +73,34 @@ class RobustOutcome:
     slopes: Float[Tensor, "n k"]  # of each neuron at each sample, with which the program certifies the network
 
 
-def check_robust(method: str, *, refine: bool, prove: str | None) -> None:
+def check_robust(how: Robust, method: str, *, refine: bool, prove: str | None) -> None:
     """Raise where another setting of training does not go with robust programs."""
     if method not in METHODS:
         raise InvalidInputError(f"method={method!r} does not train robustly; choose one of {', '.join(METHODS)}.")
-    if refine or prove is not None:
+    if prove is not None:
+        raise InvalidInputError("robust training has no proof for patterns that were not sampled: leave prove=None.")
+    if refine and (how.cones == "hard" or method == "reference"):
         raise InvalidInputError(
-            "robust training fixes its patterns and has no proof of the rest: leave refine and prove."
+            "refine=True adds the patterns that neurons have at the samples. Neurons in hard cones have those of the "
+            'program, and method="reference" solves once; use soft cones and method="auto", or leave refine=False.'
         )
 
 
 def train_robust(
     problem: Problem,
     how: Robust,
-    settings: tuple[str, int, bool],
+    settings: tuple[str, int, bool, bool],
     *,
     start: Neurons | None,
     limits: Limits,
     seed: int,
     report: Report = None,
 ) -> RobustOutcome:
-    """Sample patterns, solve their program and turn its point into a network; ``settings``: method, patterns, bias."""
-    method, n_patterns, hidden_bias = settings
+    """Sample patterns, solve their program and turn its point into a network.
+
+    ``settings``: method, number of patterns, whether there is a first-layer bias, whether to refine.
+    """
+    method, n_patterns, hidden_bias, refine = settings
     cpu = torch.device("cpu")
     home, problem = problem.X.device, problem.to(cpu)
     ball = read_ball(how.eps, how.norm, problem.n_inputs - hidden_bias, hidden_bias=hidden_bias)
@@ -107,10 +117,14 @@ def train_robust(
     )
     if start is not None and len(start):
         sampled = _with_start(problem, ball, sampled, start.to(cpu), generator, soft=how.cones == "soft")
-    program = kind(problem, sampled.patterns, ball)
+    program: AbstractRobustProgram = kind(problem, sampled.patterns, ball)
     limits_ = ProgramLimits(limits.tol, limits.max_seconds)
     try:
         solved = _solve(program, method, limits_, report)
+        if refine:
+            program, solved = _refined(program, solved, limits, report)
+            patterns = program.patterns
+            sampled = RobustPatterns(patterns, sampled.n_sampled, len(patterns), sampled.factors)
     except KeyboardInterrupt:
         solved = None
     answer, slopes = _answer(program, solved, limits)
@@ -137,6 +151,37 @@ def _solve(program: AbstractRobustProgram, method: str, limits: ProgramLimits, r
     if method == "reference":
         return solve_reference(program, limits)
     return solve_working_set(program, limits, report=report)
+
+
+def _refined(
+    program: AbstractRobustProgram, solved: RobustAnswer, limits: Limits, report: Report
+) -> tuple[AbstractRobustProgram, RobustAnswer]:
+    """Add the patterns that the active neurons have at the samples, and solve again until that gains nothing.
+
+    A neuron of soft cones can be on another side than its pattern says; with its own it may be charged less. Old
+    patterns stay, so that the objective never rises.
+    """
+    started, generator = time.perf_counter(), torch.Generator().manual_seed(0)
+    for _ in range(limits.max_rounds):
+        old, point = solved.judgement.objective, solved.judgement.point
+        norms = point.U.norm(dim=-1)
+        own = patterns_of(program.problem.X, point.U[norms > _ACTIVE * norms.max()], generator)
+        joined = program.patterns.joined(own)
+        left = limits.max_seconds - (time.perf_counter() - started)
+        if len(joined) == len(program.patterns) or left <= 0:
+            break
+        wider = replace(program, patterns=joined)
+        start = point.U.new_zeros((2, 1, len(joined), point.U.shape[-1]))
+        start[:, :, : len(program.patterns)] = point.U
+        found = solve_working_set(
+            wider, ProgramLimits(limits.tol, left), start=ConvexPoint(start, point.bias), report=report
+        )
+        if found.judgement.objective >= old:
+            break
+        program, solved = wider, replace(found, trace=(*solved.trace, *found.trace))
+        if found.judgement.objective > old * (1 - limits.tol):
+            break
+    return program, solved
 
 
 def _about(

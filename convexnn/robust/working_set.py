@@ -27,7 +27,6 @@ _FIRST_TOL = 1e-2
 _WITH = 1e-3  # by which the tolerance falls where there are violators, and where there are none
 _WITHOUT = 0.0
 _MOST_ROUNDS = 60
-_CHARGED = 1e-12  # share of the largest charge from which on an excess counts
 
 
 @dataclass
@@ -138,32 +137,16 @@ def _price_sign(
 ) -> Float[Tensor, " k"]:
     """Lower bounds of what these blocks, of one sign, reach; zero where the multipliers at hand exclude them."""
     program, P = run.program, run.program.shape[1]
-    rows = _charged(charge, len(program.problem.X), C.device)
     gates = program.patterns.gates[index % P]
-    cones = Cones(
-        program.problem.X[rows],
-        program.sides[index % P][:, rows],
-        gates / gates.norm(dim=1, keepdim=True),
-        program.ball,
-        None if charge is None else charge[rows],
-    )
+    centre = gates / gates.norm(dim=1, keepdim=True)
+    cones = Cones(program.problem.X, program.sides[index % P], centre, program.ball, charge)
     lower = torch.zeros_like(C[index, 0])
-    open_ = cones.upper(C[index], run.multipliers[index][:, rows]) > target
-    if bool(open_.any()):
-        left = index[open_]
-        prices = price(cones.take(open_), C[left], target, accuracy=1e-7)
-        lower[open_] = prices.lower
-        fresh = run.multipliers.new_zeros((len(left), run.multipliers.shape[1]))
-        fresh[:, rows] = prices.multipliers
-        run.multipliers[left] = fresh
+    left = cones.upper(C[index], run.multipliers[index]) > target
+    if bool(left.any()):
+        prices = price(cones.take(left), C[index[left]], target, accuracy=1e-7)
+        lower[left] = prices.lower
+        run.multipliers[index[left]] = prices.multipliers
     return lower
-
-
-def _charged(charge: Float[Tensor, " n"] | None, n: int, device: torch.device) -> Bool[Tensor, " n"]:
-    """The samples whose excesses cost anything; every one has a hard cone."""
-    if charge is None:
-        return torch.ones(n, dtype=torch.bool, device=device)
-    return charge > _CHARGED * charge.max().clamp(min=1e-300)
 
 
 def _see(run: _Run, found: Solved, report: Report | None) -> None:

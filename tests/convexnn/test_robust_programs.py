@@ -233,6 +233,18 @@ def test_survival_against_directions_of_the_plane(norm):
         assert float(slack.min()) > 0
 
 
+def test_factors_of_large_data_are_lower_bounds(monkeypatch):
+    X, _ = clusters(24, 3, 1)
+    ball = read_ball(0.03, "linf", 3, hidden_bias=True)
+    patterns = sample_robust(X, ball, 12, seeded(0), soft=True).patterns
+    exact = survival(X, patterns, ball)
+    monkeypatch.setattr("convexnn.robust.survival._LARGE", 0)
+    quick = survival(X, patterns, ball)
+    assert bool((quick.factors <= exact.factors * (1 + 1e-6)).all())
+    slack = (2.0 * patterns.D.double() - 1.0) * (quick.directions @ X.T) - ball.support(quick.directions)[:, None]
+    assert bool((slack.amin(1) > 0)[quick.inside].all())
+
+
 def test_survivors_and_the_largest_radius():
     X, _ = clusters(20, 3, 0)
     ball = read_ball(0.02, "linf", 3, hidden_bias=True)

@@ -11,6 +11,7 @@ from robust_cases import clusters
 from convexnn import ConvexReLUClassifier, ConvexReLURegressor, Robust, Status, train
 from convexnn.data import read_loss
 from convexnn.errors import InvalidInputError, InvalidTypeError
+from convexnn.network import from_torch, to_torch
 from convexnn.problem import Problem
 from convexnn.robust import training
 from convexnn.robust.ball import NORMS, read_ball
@@ -89,12 +90,29 @@ def test_patterns_of_a_start_can_only_help():
     X, y = data(m=4)
     settings = {"loss": "hinge", "weight_decay": 1e-3, "n_patterns": 6, "random_state": 0}
     first = train(X, y, robust=0.05, **settings)
-    other = train(X, y, loss="hinge", weight_decay=1e-3, random_state=1).network
+    other = to_torch(random_neurons(5, 5, seed=0), hidden_bias=True, output_bias=True)
     for cones in ("soft", "hard"):
         alone = train(X, y, robust=Robust(0.05, cones=cones), **settings)
         joined = train(X, y, robust=Robust(0.05, cones=cones), warm_start=other, **settings)
         assert joined.robust.objective <= alone.robust.objective * (1 + 1e-4)
     assert first.robust.n_sampled == 6
+
+
+def test_refinement_never_raises_the_objective_and_starts_from_any_network():
+    X, y = data(m=4)
+    settings = {"loss": "hinge", "weight_decay": 1e-3, "n_patterns": 6, "random_state": 0}
+    plain = train(X, y, robust=0.1, **settings)
+    refined = train(X, y, robust=0.1, refine=True, **settings)
+    assert refined.robust.objective <= plain.robust.objective * (1 + 1e-4)
+    assert refined.robust.n_surviving >= plain.robust.n_surviving
+    # From a network that was not trained robustly: no worse than what its own sides certify.
+    other = to_torch(random_neurons(5, 5, seed=0), hidden_bias=True, output_bias=True)
+    neurons = from_torch(other).balanced()
+    problem = Problem(torch.tensor(np.hstack([X, np.ones((24, 1))])), read_loss("hinge", y, 24), 1e-3)
+    ball = read_ball(0.1, "linf", 4, hidden_bias=True)
+    before = certified_objective(problem, ball, neurons)
+    after = train(X, y, robust=0.1, refine=True, warm_start=other, **settings)
+    assert after.robust.objective <= before
 
 
 def test_estimators_train_robustly():
@@ -136,8 +154,9 @@ def test_an_interrupt_returns_the_constant_network(monkeypatch):
         ({"robust": -1.0}, "radius -1"),
         ({"robust": [0.1, 0.2]}, "one for each of the 3 features"),
         ({"robust": 0.1, "method": "scp"}, "'scp' does not train robustly"),
-        ({"robust": 0.1, "refine": True, "method": "auto"}, "leave refine and prove"),
-        ({"robust": 0.1, "prove": "fast"}, "leave refine and prove"),
+        ({"robust": Robust(0.1, cones="hard"), "refine": True}, "leave refine=False"),
+        ({"robust": 0.1, "refine": True, "method": "reference"}, "leave refine=False"),
+        ({"robust": 0.1, "prove": "fast"}, "leave prove=None"),
         ({"robust": 0.1, "n_patterns": 0}, "0 patterns were asked for"),
         ({"robust": Robust(0.5, "linf", "hard"), "hidden_bias": False}, "largest possible radius for them is 0"),
     ],
