@@ -23,7 +23,7 @@ METHODS: dict[str, AbstractMethod] = {
     "alpha-crown": AlphaCROWN(),
     "lp": TriangleLP(),
     "sdp-crown": SDPCROWN(),
-    "sdp": SDP(hidden=TriangleLP(), settings=Settings(tolerance=1e-4), verdicts=False),
+    "sdp": SDP(hidden=TriangleLP(), settings=Settings(tolerance=1e-4), verdicts=False, cases=1),
 }
 COLOURS = ("#999999", "#cc7711", "#2266cc", "#118844", "#000000", "#cc2222")
 

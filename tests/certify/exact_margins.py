@@ -155,15 +155,31 @@ class Reading:
             return False
         for part in self.proof["sdp"]:
             bounds[part["rival"]] = number(part["bound"])
-            if not self.semidefinite(part):
+            nodes, leaves = list(part["order"]), list(part["leaves"])
+            if not self.in_all_cases(part, nodes, leaves, self.hidden) or nodes or leaves:
                 return False
         classes = max(len(self.layers[-1][1]), 2)
         return set(bounds) == set(range(classes)) - {self.label} and min(bounds.values()) > 0
 
-    def semidefinite(self, part):
+    def in_all_cases(self, part, nodes, leaves, hidden):
+        """Whether the bound follows in the cases that the first nodes part these bounds in; removes what it reads."""
+        if not nodes:
+            return False
+        node = nodes.pop(0)
+        if not node:
+            return bool(leaves) and self.semidefinite(part, leaves.pop(0), hidden)
+        k, i = node
+        low, high = hidden[k]
+        if not low[i] < 0 < high[i]:
+            return False
+        for half in ((low, [*high[:i], Fraction(0), *high[i + 1 :]]), ([*low[:i], Fraction(0), *low[i + 1 :]], high)):
+            if not self.in_all_cases(part, nodes, leaves, [*hidden[:k], half, *hidden[k + 1 :]]):
+                return False
+        return True
+
+    def semidefinite(self, part, m, hidden):
         """Whether the Lagrangian less the bound is positive semidefinite in (1, d, y), by elimination."""
-        m = part["multipliers"]
-        unstable = [[i for i in range(len(a)) if a[i] < 0 < b[i]] for a, b in self.hidden]
+        unstable = [[i for i in range(len(a)) if a[i] < 0 < b[i]] for a, b in hidden]
         n = len(self.region.centre)
         size = 1 + n + sum(map(len, unstable))
         unit = [[Fraction(int(i == j)) for j in range(size)] for i in range(size)]
@@ -177,17 +193,22 @@ class Reading:
         def combined(*terms):
             return [sum(w * f[i] for w, f in terms) for i in range(size)]
 
-        place = 1 + n
+        place, factors = 1 + n, {}
         forms = [combined((v, unit[0]), (Fraction(1), unit[1 + i])) for i, v in enumerate(self.region.centre)]
-        for k, ((W, b), (low, high)) in enumerate(zip(self.layers[:-1], self.hidden, strict=True)):
+        for k, ((W, b), (low, high)) in enumerate(zip(self.layers[:-1], hidden, strict=True)):
             z = [combined((c, unit[0]), *zip(row, forms, strict=True)) for row, c in zip(W, b, strict=True)]
             forms = [f if low[i] >= 0 else [Fraction(0)] * size for i, f in enumerate(z)]
+            for i, f in enumerate(z):
+                factors[k, i, 4] = combined((Fraction(1), f), (-low[i], unit[0]))
+                factors[k, i, 5] = combined((high[i], unit[0]), (Fraction(-1), f))
             for q, i in enumerate(unstable[k]):
                 y = unit[place]
                 w = combined((Fraction(1), y), (Fraction(-1), z[i]))
+                under, over = (combined((v, unit[0]), (Fraction(-1), f)) for v, f in ((high[i], y), (-low[i], w)))
+                factors |= {(k, i, kind): f for kind, f in enumerate((y, w, under, over))}
                 subtract(number(m["alpha"][k])[q], y, w)
-                subtract(number(m["beta"][k])[q], y, combined((high[i], unit[0]), (Fraction(-1), y)))
-                subtract(number(m["gamma"][k])[q], w, combined((-low[i], unit[0]), (Fraction(-1), w)))
+                subtract(number(m["beta"][k])[q], y, under)
+                subtract(number(m["gamma"][k])[q], w, over)
                 forms[i] = y
                 place += 1
         c, c0 = self.margin(part["rival"])
@@ -203,6 +224,11 @@ class Reading:
             subtract(nu, under, over)
             subtract(above, under, unit[0])
             subtract(below, over, unit[0])
+        cuts = m["cuts"]
+        for left, right, kappa in zip(cuts["left"], cuts["right"], number(cuts["kappa"]), strict=True):
+            if tuple(left) not in factors or tuple(right) not in factors or kappa < 0:
+                return False
+            subtract(kappa, factors[tuple(left)], factors[tuple(right)])
         S[0][0] -= number(part["bound"])
         return positive_semidefinite(S)
 

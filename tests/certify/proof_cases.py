@@ -8,6 +8,7 @@ import cvxpy as cp
 import numpy as np
 import torch
 
+from certify.bounds.sdp import Cuts
 from certify.proof.check.network import Network
 from certify.proof.emit.hints import crown
 from certify.proof.emit.margins import Builder, Question, slopes_json
@@ -126,4 +127,6 @@ def sdp_multipliers(builder, rival):
     problem.solve(solver="CLARABEL")
     layers = {k: [np.reshape(v.value if v.size else [], -1) for v in group] for k, group in groups.items()}
     rest = {name: v.value for name, v in sides.items()}
-    return float(t.value), SimpleNamespace(**layers, **rest, tau=float(tau.value), pixels=np.arange(n))
+    return float(t.value), SimpleNamespace(
+        **layers, **rest, tau=float(tau.value), pixels=np.arange(n), cuts=Cuts.none()
+    )

@@ -1,5 +1,7 @@
 """Targets of random networks, and the semidefinite relaxation in an independent formulation."""
 
+from itertools import combinations
+
 import cvxpy as cp
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from certify.ir.from_torch import graph_from_torch
 from certify.properties import margins_of_labels
 
 KINDS = ["l2", "l2 in domain", "linf in domain", "box", "l1 in domain"]
-tight = Settings(tolerance=1e-6, iterations=60)
+tight = Settings(tolerance=1e-6, iterations=60, cuts=())
 
 
 def case(seed, kind, *sizes, eps=0.4):
@@ -30,8 +32,11 @@ def target_of(graph, region, bounds, margins, t=0):
     return targets_of(DenseNetwork.of(graph), region, bounds, rows, constants)[t]
 
 
-def by_cvxpy(target: Target) -> float:
-    """The same relaxation over moments of (1, d, unstable y), one constraint after the other, without any scaling."""
+def by_cvxpy(target: Target, *, products: bool = False) -> float:
+    """The same relaxation over moments of (1, d, unstable y), one constraint after the other, without any scaling.
+
+    With `products` all products of two factors are at least 0.
+    """
     o, unstable = target.offsets, target.unstable
     n, size = len(o.centre), 1 + len(o.centre) + sum(map(len, unstable))
     X = cp.Variable((size, size), PSD=True)
@@ -47,18 +52,25 @@ def by_cvxpy(target: Target) -> float:
     for i in range(n):
         if not o.has_ball or min(-o.lower[i], o.upper[i]) < o.radius:
             rules.append(times(unit[1 + i] - o.lower[i] * unit[0], o.upper[i] * unit[0] - unit[1 + i]) >= 0)
-    for (W, b), low, high in zip(target.layers, target.lower, target.upper, strict=True):
+    factors = []
+    for k, ((W, b), low, high) in enumerate(zip(target.layers, target.lower, target.upper, strict=True)):
         z = [sum(w * v for w, v in zip(row, values, strict=True)) + c * unit[0] for row, c in zip(W, b, strict=True)]
         values = []
         for i, form in enumerate(z):
+            if (k, i) in target.split:
+                sides = [form - low[i] * unit[0], high[i] * unit[0] - form]
+                factors += sides
+                rules.append(times(*sides) >= 0)
             if high[i] <= 0 or low[i] >= 0:
                 values.append(0 * form if high[i] <= 0 else form)
                 continue
             y = unit[at]
             at += 1
             w = y - form
+            factors += [y, w, high[i] * unit[0] - y, -low[i] * unit[0] - w]
             rules += [times(y, w) == 0, times(y, high[i] * unit[0] - y) >= 0, times(w, -low[i] * unit[0] - w) >= 0]
             values.append(y)
+    rules += [times(a, b) >= 0 for a, b in combinations(factors, 2) if products]
     objective = sum(c * X[0] @ v for c, v in zip(target.objective, values, strict=True)) + target.constant
     problem = cp.Problem(cp.Minimize(objective), rules)
     problem.solve(solver="CLARABEL")

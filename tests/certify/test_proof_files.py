@@ -221,7 +221,8 @@ def test_large_forms_are_rejected_before_they_are_written_down():
     hidden = [{"lower": dyadic([-1] * n), "upper": ones, "rows": rows}]
     none = {name: dyadic([]) for name in ("nu", "above", "below")}
     form = {name: [zeros] for name in ("alpha", "beta", "gamma")} | {"tau": dyadic(1), "pixels": []} | none
-    sdp = [{"rival": 0, "bound": dyadic(1), "multipliers": form}]
+    form["cuts"] = {"left": [], "right": [], "kappa": dyadic([])}
+    sdp = [{"rival": 0, "bound": dyadic(1), "order": [[]], "leaves": [form]}]
     proof = {"squared_norms": None, "hidden": hidden, "slopes": None, "sdp": sdp}
     digest = margins.read_claim(claim).digest
     head = {"format": "certify-proof", "version": 1, "kind": "margins", "claim": claim, "digest": digest}

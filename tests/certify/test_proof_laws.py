@@ -91,7 +91,7 @@ def sdp_document(seed, norm, domain):
     parts = []
     for t in question.claim.rivals:
         value, multipliers = sdp_multipliers(builder, t)
-        parts.append(sdp_part(builder, t, multipliers, value))
+        parts.append(sdp_part(builder, t, (None,), (multipliers,), value))
     return question, builder.document(None, [p for p in parts if p is not None]), points, all(parts)
 
 
@@ -212,11 +212,9 @@ def test_a_semidefinite_bound_that_does_not_follow_is_rejected():
         path = ("proof", "sdp", k, "bound", "values")
         assert "is not proved" in accepts(changed(document, path, lambda v, step=step: v + step))
         for name in ("beta", "gamma"):
-            for j, layer in enumerate(part["multipliers"][name]):
+            for j, layer in enumerate(part["leaves"][0][name]):
                 for i, v in enumerate(layer["values"]):
-                    told = accepts(
-                        changed(document, (*path[:3], "multipliers", name, j, "values", i), lambda v: -v - 1)
-                    )
+                    told = accepts(changed(document, (*path[:3], "leaves", 0, name, j, "values", i), lambda v: -v - 1))
                     assert "below 0" in told
 
 
@@ -263,5 +261,5 @@ def test_a_layer_without_live_neurons_leaves_a_constant():
     for t in builder.question.claim.rivals:
         value, multipliers = sdp_multipliers(builder, t)
         assert abs(value - float(scores[label] - scores[t])) < 1e-5
-        parts.append(sdp_part(builder, t, multipliers, value))
+        parts.append(sdp_part(builder, t, (None,), (multipliers,), value))
     assert accepts(builder.document(None, parts)) is None

@@ -12,7 +12,7 @@ from certify.proof.check.exact import _dominant_residual
 from certify.proof.check.network import Network
 from certify.proof.check.region import Region
 from certify.proof.check.rows import Hidden
-from certify.proof.check.sdp import Multipliers, _inputs, _pixels, proves
+from certify.proof.check.sdp import Cuts, Multipliers, _inputs, _pixels, _rows_of_zeta, proves
 
 SCALE = 8  # of everything random here
 
@@ -25,7 +25,7 @@ def fractions(held: Dyadic):
     return number({"scale": held.scale, "values": held.values})
 
 
-def random_case(rng, n=3, hidden=(3, 2), norm="l2"):
+def random_case(rng, n=3, hidden=(4, 2), norm="l2"):
     """A network, a region, hidden bounds (any: the algebra does not need them to be right) and multipliers."""
     widths = [n, *hidden, 2]
     network = Network(
@@ -42,6 +42,7 @@ def random_case(rng, n=3, hidden=(3, 2), norm="l2"):
         middle = Dyadic([int(v * 2**60) for v in z], 60)
         low, high = integers(rng, width, -400, 0), integers(rng, width, 1, 400)
         low[0] = abs(low[0])  # the first neuron is active
+        high[2:3] = [-v for v in high[2:3]]  # a third one is dead
         bounds.append(Hidden(Dyadic(low, SCALE), Dyadic(high, SCALE), middle, None))
         centre = [max(v, Fraction(0)) for v in z]
     pixels = sorted(rng.choice(n, 2, replace=False).tolist())
@@ -55,8 +56,17 @@ def random_case(rng, n=3, hidden=(3, 2), norm="l2"):
         nu=Dyadic(integers(rng, 2, 100, 400), SCALE),
         above=Dyadic(integers(rng, 2, 100, 900), SCALE),
         below=Dyadic(integers(rng, 2, 100, 900), SCALE),
+        cuts=random_cuts(rng, bounds),
     )
     return network, region, bounds, multipliers
+
+
+def random_cuts(rng, bounds, count=6):
+    """Products of factors of all kinds, of dead neurons too."""
+    every = [[k, i, kind] for k, h in enumerate(bounds) for i in h.unstable for kind in range(4)]
+    every += [[k, i, kind] for k, h in enumerate(bounds) for i in range(len(h.lower.values)) for kind in (4, 5)]
+    left, right = ([every[j] for j in rng.integers(0, len(every), count)] for _ in range(2))
+    return Cuts(left, right, Dyadic(integers(rng, count, 0, 30), SCALE))
 
 
 def of_inputs(region, m, d):
@@ -89,9 +99,9 @@ def test_the_form_over_zeta_is_below_that_of_the_inputs_and_touches_it():
     rng = np.random.default_rng(1)
     for _ in range(20):
         network, region, bounds, m = random_case(rng, n=4)
-        first = bounds[0]
-        T = _inputs(network, region, first, m)
-        W = [fractions(network.layers[0][0])[i] for i in first.live]
+        zeta = _rows_of_zeta(bounds, m)
+        T = next(_inputs(network, region, zeta, m, 100.0))
+        W = [fractions(network.layers[0][0])[i] for i in zeta]
         rows = np.array(W, dtype=float)
         gaps = []
         for d in (random_point(rng, 4) for _ in range(3)):
@@ -103,8 +113,7 @@ def test_the_form_over_zeta_is_below_that_of_the_inputs_and_touches_it():
             D = 1 / np.array(fractions(_pixels(region, m)[0]), dtype=float)
             e = np.array(fractions(_pixels(region, m)[1]), dtype=float)
             K = np.block([[2 * np.diag(D), rows.T], [rows, np.zeros((len(rows),) * 2)]])
-            zeta = np.array(one_zeta[1:], dtype=float)
-            best = np.linalg.solve(K, np.concatenate([-e, zeta]))[:4]
+            best = np.linalg.solve(K, np.concatenate([-e, np.array(one_zeta[1:], dtype=float)]))[:4]
             least = of_inputs(region, m, [Fraction(v) for v in best])
             assert form / 2 <= least + Fraction(1, 10**9)
             gaps.append(float(least - form / 2))
@@ -129,7 +138,8 @@ def document(network, region, bounds, m, bound):
     reading.region = Plain
     multipliers = {name: [held(v) for v in getattr(m, name)] for name in ("alpha", "beta", "gamma")}
     multipliers |= {name: held(getattr(m, name)) for name in ("tau", "nu", "above", "below")} | {"pixels": m.pixels}
-    return reading, {"rival": 1, "multipliers": multipliers, "bound": {"scale": 0, "values": bound}}
+    multipliers["cuts"] = {"left": m.cuts.left, "right": m.cuts.right, "kappa": held(m.cuts.kappa)}
+    return reading, {"rival": 1, "leaves": [multipliers], "bound": {"scale": 0, "values": bound}}
 
 
 def follows(case, t):
@@ -137,7 +147,7 @@ def follows(case, t):
     reading, part = document(*case, 0)
     scale = max(t.denominator.bit_length() - 1, 0)
     part["bound"] = {"scale": scale, "values": t.numerator}
-    return reading.semidefinite(part)
+    return reading.semidefinite(part, part["leaves"][0], reading.hidden)
 
 
 def accepted(case, t):
@@ -177,7 +187,8 @@ def test_a_bound_is_not_rounded_up():
     """All neurons dead: the bound is c0 - tau |d|^2 to the last digit."""
     rng = np.random.default_rng(3)
     network, region, _, m = random_case(rng, hidden=(2,))
-    m = Multipliers(*([Dyadic([], 0)] for _ in range(3)), m.tau, [], *(Dyadic([], 0) for _ in range(3)))
+    nothing = Cuts([], [], Dyadic([], 0))
+    m = Multipliers(*([Dyadic([], 0)] for _ in range(3)), m.tau, [], *(Dyadic([], 0) for _ in range(3)), nothing)
     dead = Hidden(Dyadic([-2, -3], 0), Dyadic([-1, -1], 0), Dyadic([-1, -2], 0), None)
     b = fractions(network.layers[-1][1])
     value = b[0] - b[1] - fractions(m.tau) * region.squared_length

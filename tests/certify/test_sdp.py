@@ -16,7 +16,7 @@ from torch import nn
 import certify
 from certify import InvalidInputError
 from certify.bounds import SDP, SDPCROWN, TriangleLP
-from certify.bounds.sdp import Multipliers, Settings, proved_bound, solve
+from certify.bounds.sdp import Cuts, Multipliers, Settings, proved_bound, solve
 from certify.bounds.sdp.judge import lagrangian
 from certify.ir.from_torch import graph_from_torch
 from certify.properties import Margins, margins_of_labels
@@ -47,7 +47,39 @@ def test_value_equals_that_of_an_independent_formulation(seed, kind, sizes):
     assert found.bound <= found.value + 1e-6 * size
 
 
+def halved(target, layer):
+    """The case of z >= 0 for the first unstable neuron of a layer."""
+    i = int(target.unstable[layer][0])
+    lower = list(map(np.copy, target.lower))
+    lower[layer][i] = 0.0
+    return replace(target, lower=tuple(lower), split=(*target.split, (layer, i)))
+
+
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
+@pytest.mark.parametrize(
+    ("seed", "kind", "sizes"), [(4, "l2 in domain", (3, 6, 4, 2)), (1, "linf in domain", (3, 4, 3, 2))]
+)
+def test_value_with_all_products_of_two_factors_equals_that_of_an_independent_formulation(seed, kind, sizes):
+    target = halved(target_of(*case(seed, kind, *sizes, eps=0.8)), 1)
+    found = solve(target, replace(tight, cuts=(0, *[1000] * 5), pixels=(0,) * 6))
+    reference = by_cvxpy(target, products=True)
+    size = 1 + abs(reference)
+    assert reference > by_cvxpy(target) + 1e-3
+    assert found.value == pytest.approx(reference, abs=2e-4 * size)
+    assert found.bound == pytest.approx(reference, abs=2e-4 * size)
+    assert found.bound <= reference + 1e-5 * size
+
+
 # --- the judge ---
+
+
+def random_cuts(target, seed, count=20):
+    """Of factors of all kinds."""
+    g = np.random.default_rng(seed)
+    every = [(k, i, kind) for k, low in enumerate(target.lower) for i in range(len(low)) for kind in (4, 5)]
+    every = np.array(every + target.factors.tolist())
+    sides = (every[g.integers(0, len(every), count)] for _ in range(2))
+    return Cuts(*sides, g.uniform(0, 1, count))
 
 
 def random_multipliers(target, seed):
@@ -57,7 +89,8 @@ def random_multipliers(target, seed):
     free = [tuple(g.standard_normal(m) for m in sizes)]
     signed = [tuple(g.uniform(0, 1, m) for m in sizes) for _ in range(2)]
     tau = float(g.uniform(0.5, 2)) if target.offsets.has_ball else 0.0
-    return Multipliers(*free, *signed, tau, np.arange(n), *(g.uniform(0, 1, n) for _ in range(3)))
+    sides = (g.uniform(0, 1, n) for _ in range(3))
+    return Multipliers(*free, *signed, tau, np.arange(n), *sides, random_cuts(target, seed))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,18 +102,24 @@ def test_the_form_that_is_judged_is_the_lagrangian(kind):
     o = target.offsets
     for _ in range(5):
         d = g.standard_normal(3)
-        value, total, v = o.centre + d, target.constant, [np.ones(1), d]
+        value, total, v, factors = o.centre + d, target.constant, [np.ones(1), d], {}
         for k, (W, b) in enumerate(target.layers):
             z = W @ value + b
             value = np.where(target.active[k], z, 0.0)
+            low, high = target.lower[k], target.upper[k]
+            factors |= {(k, i, 4): z[i] - low[i] for i in range(len(z))}
+            factors |= {(k, i, 5): high[i] - z[i] for i in range(len(z))}
             for j, i in enumerate(target.unstable[k]):
                 y = value[i] = g.standard_normal()
                 w = y - z[i]
                 total -= m.alpha[k][j] * y * w + m.beta[k][j] * y * (target.upper[k][i] - y)
                 total -= m.gamma[k][j] * w * (-target.lower[k][i] - w)
+                factors |= {(k, i, kind): v for kind, v in enumerate((y, w, high[i] - y, -low[i] - w))}
             v.append(value[target.unstable[k]])
         total += target.objective @ value - m.tau * ((o.radius or 0.0) ** 2 - d @ d)
         total -= m.nu @ ((d - o.lower) * (o.upper - d)) + m.above @ (d - o.lower) + m.below @ (o.upper - d)
+        for left, right, weight in zip(m.cuts.left, m.cuts.right, m.cuts.weights, strict=True):
+            total -= weight * factors[tuple(left)] * factors[tuple(right)]
         one = np.concatenate(v)
         assert one @ S @ one == pytest.approx(total, rel=1e-11)
     assert (radius >= 0).all()
@@ -98,6 +137,7 @@ def test_multipliers_of_the_wrong_sign_prove_nothing():
         "nu": -m.nu - 1,
         "above": -m.above - 1,
         "below": -m.below - 1,
+        "cuts": Cuts(*(target.factors[:1],) * 2, np.array([-1.0])),
     }
     for name, value in flipped.items():
         assert proved_bound(target, replace(m, **{name: value})) == -np.inf, name
@@ -105,6 +145,19 @@ def test_multipliers_of_the_wrong_sign_prove_nothing():
     assert proved_bound(box, replace(solve(box, tight).multipliers, tau=1.0)) == -np.inf
     assert proved_bound(target, replace(m, tau=np.nan)) == -np.inf
     assert proved_bound(target, replace(m, alpha=tuple(np.full_like(v, np.inf) for v in m.alpha))) == -np.inf
+
+
+def test_products_of_what_is_no_factor_prove_nothing():
+    target = target_of(*case(0, "l2 in domain"))
+    m = solve(target, tight).multipliers
+    i, stable = int(target.unstable[0][0]), int(np.flatnonzero(target.active[0] | (target.upper[0] <= 0))[0])
+
+    def proved(*factor):
+        return proved_bound(target, replace(m, cuts=Cuts(np.array([factor]), np.array([[0, i, 0]]), np.full(1, 1e-6))))
+
+    assert np.isfinite([proved(0, i, 0), proved(0, i, 3), proved(0, stable, 4), proved(0, stable, 5)]).all()
+    wrong = [(0, stable, 0), (0, stable, 1), (0, stable, 3), (0, i, 6), (0, i, -1), (0, 99, 4), (0, -1, 5), (9, 0, 4)]
+    assert [proved(*factor) for factor in wrong] == [-np.inf] * len(wrong)
 
 
 # --- against the exact minimum and other methods ---
@@ -131,10 +184,12 @@ def exceeds_nothing(seed):
     target = target_of(graph, region, bounds, margins)
     program = TriangleLP().margins(graph, region, bounds, margins)[0, 0].item()
     exact = minimum(graph, region, margins.rows[0, 0], constant=0.0, deadline=Deadline(20.0)).upper
-    found = solve(target, tight).bound if any(map(len, target.unstable)) else program
+    plain = solve(target, tight).bound if any(map(len, target.unstable)) else program
+    found = solve(target, replace(tight, cuts=(0, 60, 60))).bound if any(map(len, target.unstable)) else program
+    assert plain <= found + 1e-9
     assert found <= exact + 1e-9 * (1 + abs(exact)), (seed, kind)
     if kind != "l1 in domain":  # the program knows the l1 ball, the relaxation the l2 ball around it
-        assert found >= program - 2e-5 * (1 + abs(program)), (seed, kind)
+        assert plain >= program - 2e-5 * (1 + abs(program)), (seed, kind)
 
 
 def test_between_linear_programs_and_exact_minima():
@@ -157,7 +212,7 @@ def test_the_method_holds_at_samples_and_is_never_below_the_rung_before(name, re
     outputs = graph.output_shape[0]
     margins = margins_of_labels(torch.arange(2) % max(outputs, 2), outputs)
     cheap = SDPCROWN(steps_margins=10, steps_hidden=4)
-    method = SDP(hidden=cheap, settings=Settings(enough=np.inf, tolerance=1e-3), verdicts=False)
+    method = SDP(hidden=cheap, settings=Settings(enough=np.inf, tolerance=1e-3), verdicts=False, cases=2)
     bounds = method(graph, region)
     samples_stay_inside(graph, region, bounds, seed=92, count=5)
     margins_below_samples(method, graph, region, margins, seed=93, count=5)
@@ -221,6 +276,7 @@ def test_time_limits_are_kept_and_leave_an_answer():
         partial(Settings, tolerance=float("nan")),
         partial(Settings, pixels=()),
         partial(Settings, pixels=(0, -3)),
+        partial(Settings, cuts=(0, -1)),
     ],
 )
 def test_settings_without_sense_are_refused(make):

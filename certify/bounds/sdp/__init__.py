@@ -1,13 +1,17 @@
 """Semidefinite relaxations: bounds of single margins that are tight, anytime, and proved by a judge of their own."""
 
+from certify.bounds.sdp.branch import Cases, solve_cases
 from certify.bounds.sdp.candidates import candidates
 from certify.bounds.sdp.judge import proved_bound
 from certify.bounds.sdp.low_rank import LowRank, LowRankSettings, low_rank
 from certify.bounds.sdp.relaxation import Inputs, Relaxation
 from certify.bounds.sdp.solve import Settings, Solution, solve
-from certify.bounds.sdp.target import Multipliers, Offsets, Target, targets_of
+from certify.bounds.sdp.target import Cuts, Factor, Multipliers, Offsets, Target, targets_of
 
 __all__ = [
+    "Cases",
+    "Cuts",
+    "Factor",
     "Inputs",
     "LowRank",
     "LowRankSettings",
@@ -21,5 +25,6 @@ __all__ = [
     "low_rank",
     "proved_bound",
     "solve",
+    "solve_cases",
     "targets_of",
 ]

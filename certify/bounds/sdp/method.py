@@ -11,16 +11,19 @@ from torch import Tensor
 
 from certify.bounds.base import AbstractMethod, Bounds
 from certify.bounds.dense import DenseNetwork
+from certify.bounds.sdp.branch import solve_cases
 from certify.bounds.sdp.candidates import candidates
 from certify.bounds.sdp.solve import Settings, solve
-from certify.bounds.sdp.target import targets_of
+from certify.bounds.sdp.target import Target, targets_of
 from certify.bounds.sdp_crown import SDPCROWN
 from certify.ir import Graph
 from certify.properties import Margins
 from certify.regions import AbstractRegion
 
-# A relaxation whose value is below zero by this share of the margin at the centre is given up.
+# A relaxation whose value is below zero by this share of the margin at the centre is solved no further.
 _CLEARLY = 3e-3
+# No cases follow one whose value is below zero by this share.
+_IN_VAIN = 3e-2
 # Inputs that are suggested for an attack.
 _SUGGESTED = 5
 
@@ -35,12 +38,14 @@ class SDP(AbstractMethod):
         verdicts: whether only the verdict counts: a margin whose relaxation is clearly negative is given up, and the
             other margins of its input are left as the cheap rungs have them. Without, all open margins are bounded to
             the tolerance.
+        cases: of the signs of neurons, at most, for a margin that one program leaves open.
         stop: asked in every iteration, whether time is over: what is known by then is returned, and holds.
     """
 
     hidden: AbstractMethod = field(default_factory=SDPCROWN)
     settings: Settings = field(default_factory=partial(Settings, enough=0.0))
     verdicts: bool = True
+    cases: int = 8
     stop: Callable[[], bool] | None = None
 
     @property
@@ -97,12 +102,18 @@ class SDP(AbstractMethod):
         for t, target in zip(open_ones, targets, strict=True):
             if self.stop is not None and self.stop():
                 break
-            hopeless = -_CLEARLY * abs(float(at_centre[t])) if self.verdicts else -np.inf
-            solution = solve(target, replace(self.settings, hopeless=hopeless), stop=self.stop)
-            found[t] = solution.bound
-            if self.verdicts and solution.bound <= self.settings.enough:
+            found[t] = self._of_target(target, abs(float(at_centre[t])))
+            if self.verdicts and found[t] <= self.settings.enough:
                 break
         return found
+
+    def _of_target(self, target: Target, size: float) -> float:
+        """The bound, by cases where one program is not enough and has not shown that many are not."""
+        hopeless = -_CLEARLY * size if self.verdicts else -np.inf
+        solution = solve(target, replace(self.settings, hopeless=hopeless), stop=self.stop)
+        if solution.bound > self.settings.enough or (self.verdicts and solution.value < -_IN_VAIN * size):
+            return solution.bound
+        return solve_cases(target, self.settings, known=solution, most=self.cases, stop=self.stop).bound
 
     def suggestions(
         self,

@@ -7,23 +7,26 @@ substituted. With y = relu(z) and w = y - z, every unstable neuron has
     y w = 0 ,     y (u - y) >= 0 ,     w (-l - w) >= 0 ,
 
 which imply y >= 0, w >= 0 and the triangle (Raghunathan, Steinhardt & Liang, "Semidefinite relaxations for certifying
-robustness to adversarial examples", NeurIPS 2018, with the second kind of bound added).
+robustness to adversarial examples", NeurIPS 2018, with the second kind of bound added). Products of the factors y, w,
+u - y, -l - w of two neurons are at least 0 too (the reformulation-linearisation of Sherali & Adams); there are many,
+and those that a moment matrix violates are added, as cuts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from certify.bounds.sdp.program import Matrix, Program, Vector
-from certify.bounds.sdp.target import Multipliers, Target
+from certify.bounds.sdp.target import Cuts, Multipliers, Target
 
 # Units of neurons are at least this share of the last layer's mean width: smaller ones would be badly scaled.
 _LEAST_UNIT = 0.2
 _RANK = 1e-9
 _LEAST_WIDTH = 1e-6
 _DOUBLINGS = 60
+_FIRST_CUT = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,7 @@ class Inputs:
 
     @staticmethod
     def of(target: Target, pixels: Int[np.ndarray, " pixels"]) -> "Inputs":
-        """A box: all inputs, scaled. A ball: an orthonormal basis of the live rows and of the chosen pixels."""
+        """A box: all inputs, scaled. A ball: an orthonormal basis of the rows that matter and of the chosen pixels."""
         offsets, n = target.offsets, len(target.offsets.centre)
         if not offsets.has_ball:
             half = (offsets.upper - offsets.lower) / 2
@@ -53,7 +56,7 @@ class Inputs:
         assert offsets.radius is not None
         useful = (offsets.lower[pixels] > -offsets.radius) | (offsets.upper[pixels] < offsets.radius)
         pixels = pixels[useful]
-        basis = _basis(target.layers[0][0][target.live], pixels)
+        basis = _basis(target.layers[0][0][target.needed], pixels)
         return Inputs(np.zeros(n), offsets.radius * basis.T, offsets.radius, pixels)
 
     @property
@@ -87,12 +90,23 @@ class _Neurons:
     unit_w: Vector
 
 
+def _no_pairs() -> Int[np.ndarray, "cuts 2"]:
+    return np.zeros((0, 2), int)
+
+
 @dataclass(frozen=True, eq=False)
 class Relaxation:
-    """A target with coordinates for its input."""
+    """A target with coordinates for its input.
+
+    Attributes:
+        target: what is bounded.
+        inputs: the coordinates.
+        pairs: the products that are cuts: rows of `target.factors`.
+    """
 
     target: Target
     inputs: Inputs
+    pairs: Int[np.ndarray, "cuts 2"] = field(default_factory=_no_pairs)
 
     @property
     def size(self) -> int:
@@ -106,20 +120,21 @@ class Relaxation:
         return max(_LEAST_UNIT * float(widths.mean()), np.finfo(float).tiny)
 
     @cached_property
-    def _layers(self) -> tuple[list[_Neurons], Vector]:
-        """Unstable neurons of all layers, and the objective, as forms on the coordinates."""
+    def _layers(self) -> tuple[list[_Neurons], Vector, list[Matrix]]:
+        """Unstable neurons of all layers, the objective, and z of all neurons, as forms on the coordinates."""
         target, inputs = self.target, self.inputs
         (W, b), at = target.layers[0], 1 + inputs.rank
         z = np.zeros((len(W), self.size))
         z[:, 0] = W @ (target.offsets.centre + inputs.middle) + b
         z[:, 1:at] = W @ inputs.map
-        found = []
+        found, every = [], []
         values = z
         for k, index in enumerate(target.unstable):
             if k > 0:
                 W, b = target.layers[k]
                 z = W @ values
                 z[:, 0] += b
+            every.append(z)
             values = np.where(target.active[k][:, None], z, 0.0)
             low, high = target.lower[k][index], target.upper[k][index]
             units = np.maximum(high, self.unit), np.maximum(-low, self.unit)
@@ -128,32 +143,63 @@ class Relaxation:
             found.append(_Neurons(values[index], z[index], low, high, *units))
         objective = target.objective @ values
         objective[0] += target.constant
-        return found, objective
+        return found, objective, every
 
     @cached_property
     def program(self) -> Program:
-        """Products neuron by neuron, layer by layer, then those of pixels; then the ball or the box."""
-        layers, objective = self._layers
-        one = np.eye(1, self.size)
-        forms, left, right, equal = [one], [], [], []
-        count = 1
-        for layer in layers:
-            forms.append(_factors(layer, one))
-            first = count + 4 * np.arange(len(layer.lower))
-            left.append(np.stack([first, first, first + 1], 1).ravel())
-            right.append(np.stack([first + 1, first + 2, first + 3], 1).ravel())
-            equal.append(np.tile([True, False, False], len(first)))
-            count += 4 * len(first)
+        """Products neuron by neuron, layer by layer, then the cuts and those of pixels; then the ball or the box."""
+        factors, objective = self._factors[0], self._layers[1]
+        forms, neurons = [np.eye(1, self.size), factors], sum(map(len, self.target.unstable))
+        first = 1 + 4 * np.arange(neurons)
+        left = [np.stack([first, first, first + 1], 1).ravel(), 1 + self.pairs[:, 0]]
+        right = [np.stack([first + 1, first + 2, first + 3], 1).ravel(), 1 + self.pairs[:, 1]]
         if self.inputs.radius is not None and len(self.inputs.pixels):
             lower, upper, _, _ = self._walls
             forms += [lower, upper]
-            walls = count + np.arange(len(lower))
+            walls = 1 + len(factors) + np.arange(len(lower))
             left.append(walls)
             right.append(walls + len(lower))
-            equal.append(np.zeros(len(lower), bool))
-        columns = np.concatenate(forms).T
-        first, second = (np.concatenate([np.zeros(0, int), *v]).astype(int) for v in (left, right))
-        return Program(columns, first, second, np.concatenate([np.zeros(0, bool), *equal]), objective, self._groups)
+        first, second = (np.concatenate(v) for v in (left, right))
+        equal = np.zeros(len(first), bool)
+        equal[: 3 * neurons : 3] = True
+        return Program(np.concatenate(forms).T, first, second, equal, objective, self._groups)
+
+    @cached_property
+    def _factors(self) -> tuple[Matrix, Vector]:
+        """The rows of `target.factors` as forms in units, and these units."""
+        layers, one = self._layers[0], np.eye(1, self.size)
+        forms, units = [np.zeros((0, self.size))], [np.zeros(0)]
+        for layer in layers:
+            found = _factors_of(layer, one)
+            forms.append(found[0])
+            units.append(found[1])
+        for k, i in self.target.split:
+            z, low, high = self._layers[2][k][i], float(self.target.lower[k][i]), float(self.target.upper[k][i])
+            unit = max(high - low, self.unit)
+            forms += [(z - low * one) / unit, (high * one - z) / unit]
+            units.append(np.full(2, unit))
+        return np.concatenate(forms), np.concatenate(units)
+
+    def doubtful(self, moments: Matrix) -> tuple[int, int] | None:
+        """(layer, neuron) of the unstable neuron with the largest min(y, w) at the mean; None where all are stable."""
+        F, units = self._factors
+        means = F @ (moments[0] / moments[0, 0]) * units
+        count = 4 * sum(map(len, self.target.unstable))
+        if not count:
+            return None
+        worst = 4 * int(np.minimum(means[:count:4], means[1:count:4]).argmax())
+        layer, neuron, _ = self.target.factors[worst].tolist()
+        return layer, neuron
+
+    def violated(self, moments: Matrix, count: int, least: float = 1e-3) -> Int[np.ndarray, "some 2"]:
+        """The pairs, beyond those that are cuts, whose product a moment matrix has below -least, the worst first."""
+        F = self._factors[0]
+        products = F @ (moments / moments[0, 0]) @ F.T
+        products[np.tril_indices(len(F))] = 0
+        products[self.pairs[:, 0], self.pairs[:, 1]] = 0
+        worst = np.argsort(products, axis=None, kind="stable")[:count]
+        pairs = np.stack(np.unravel_index(worst, products.shape), 1)
+        return pairs[products.ravel()[worst] < -least]
 
     @property
     def _groups(self) -> Matrix:
@@ -193,7 +239,15 @@ class Relaxation:
             parts[1].append(np.maximum(own[:, 1], 0) / layer.unit_y**2)
             parts[2].append(np.maximum(own[:, 2], 0) / layer.unit_w**2)
         alpha, beta, gamma = map(tuple, parts)
-        return Multipliers(alpha, beta, gamma, *self._region_multipliers(np.maximum(y[at:], 0)))
+        cuts, region = np.split(np.maximum(y[at:], 0), [len(self.pairs)])
+        return Multipliers(alpha, beta, gamma, *self._region_multipliers(region), self._cuts(cuts))
+
+    def _cuts(self, y: Vector) -> Cuts:
+        """Those with a multiplier."""
+        pairs, y = self.pairs[y > 0], y[y > 0]
+        units = self._factors[1][pairs]
+        left, right = (self.target.factors[side] for side in pairs.T)
+        return Cuts(left, right, y / units.prod(1))
 
     def _region_multipliers(self, y: Vector) -> tuple[float, Int[np.ndarray, " p"], Vector, Vector, Vector]:
         inputs, p = self.inputs, self.inputs.pixels
@@ -218,6 +272,8 @@ class Relaxation:
         """Multipliers for which S is positive definite below the constant: those that bound variables are doubled."""
         program = self.program
         y = np.where(program.equal, 0.0, 0.1)
+        neurons = 3 * sum(map(len, self.target.unstable))
+        y[neurons : neurons + len(self.pairs)] = _FIRST_CUT
         y = np.concatenate([y, np.zeros(len(program.groups))])
         bounding = self.bounding
         for doubling in range(_DOUBLINGS):
@@ -261,9 +317,10 @@ class Relaxation:
         return self.inputs.middle + self.inputs.map @ moments_or_dual[:r]
 
 
-def _factors(layer: _Neurons, one: Matrix) -> Matrix:
-    """y, w, u - y, -l - w of every neuron in units, one after the other."""
+def _factors_of(layer: _Neurons, one: Matrix) -> tuple[Matrix, Vector]:
+    """y, w, u - y, -l - w of every neuron in units, one after the other; and the units."""
     w = layer.y - layer.z
     y, w = layer.y / layer.unit_y[:, None], w / layer.unit_w[:, None]
     parts = [y, w, (layer.upper / layer.unit_y)[:, None] * one - y, (-layer.lower / layer.unit_w)[:, None] * one - w]
-    return np.stack(parts, 1).reshape(-1, one.shape[1])
+    units = [layer.unit_y, layer.unit_w, layer.unit_y, layer.unit_w]
+    return np.stack(parts, 1).reshape(-1, one.shape[1]), np.stack(units, 1).ravel()

@@ -1,6 +1,7 @@
 """What is bounded: one margin of one input, with bounds on the hidden layers; and multipliers that bound it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
@@ -60,6 +61,17 @@ class Offsets:
         return self.centre + d
 
 
+class Factor(IntEnum):
+    """What is at least 0 for every neuron: y = relu(z), w = y - z and their distances to the bounds, and those of z."""
+
+    Y = 0
+    W = 1
+    BELOW_UPPER = 2  # u - y
+    ABOVE_LOWER = 3  # -l - w
+    Z_LOW = 4  # z - l
+    Z_HIGH = 5  # u - z
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """min objective.relu(z_L) + constant over z_1 = W_1 x + b_1, z_k = W_k relu(z_{k-1}) + b_k, x in the region.
@@ -69,6 +81,7 @@ class Target:
         lower, upper: bounds of z_1, ..., z_L, taken as given.
         objective, constant: of the last layer's relu; `slack` is what both together can be rounded off.
         offsets: the region.
+        split: (layer, neuron) of neurons whose bounds do not follow from the rest, as they are those of one case.
     """
 
     layers: tuple[Layer, ...]
@@ -78,6 +91,7 @@ class Target:
     constant: float
     offsets: Offsets
     slack: float = 0.0
+    split: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for k, ((W, b), low, high) in enumerate(zip(self.layers, self.lower, self.upper, strict=True), 1):
@@ -100,9 +114,43 @@ class Target:
         return tuple((low >= 0) & (high > 0) for low, high in zip(self.lower, self.upper, strict=True))
 
     @cached_property
-    def live(self) -> Int[np.ndarray, " _"]:
-        """Numbers of the first layer's neurons that are not dead."""
-        return np.flatnonzero(self.upper[0] > 0)
+    def factors(self) -> Int[np.ndarray, "factors 3"]:
+        """(layer, neuron, kind of `Factor`): y, w, u - y, -l - w of the unstable ones, z - l, u - z of those split."""
+        free = [(k, i, kind) for k, index in enumerate(self.unstable) for i in index for kind in range(4)]
+        fixed = [(k, i, kind) for k, i in self.split for kind in (Factor.Z_LOW, Factor.Z_HIGH)]
+        return np.array(free + fixed, dtype=int).reshape(-1, 3)
+
+    @property
+    def at_centre(self) -> float:
+        """The objective at the region's centre, not rounded: no bound needs to be above."""
+        value = self.offsets.centre
+        for W, b in self.layers:
+            value = np.maximum(W @ value + b, 0)
+        return float(self.objective @ value + self.constant)
+
+    @cached_property
+    def needed(self) -> Int[np.ndarray, " _"]:
+        """Numbers of the first layer's neurons whose z matters: not dead, or split."""
+        return np.union1d(np.flatnonzero(self.upper[0] > 0), [i for k, i in self.split if k == 0]).astype(int)
+
+
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """Products of two factors, of one neuron or of two, each with a multiplier.
+
+    Attributes:
+        left, right: rows (layer, neuron, kind), see `Factor`. The first four kinds are of unstable neurons.
+        weights: at least 0.
+    """
+
+    left: Int[np.ndarray, "cuts 3"]
+    right: Int[np.ndarray, "cuts 3"]
+    weights: Vector
+
+    @staticmethod
+    def none() -> "Cuts":
+        """No products."""
+        return Cuts(np.zeros((0, 3), int), np.zeros((0, 3), int), np.zeros(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +159,7 @@ class Multipliers:
 
     With w = y - z, for every unstable neuron: alpha of y w = 0, beta of y (u - y) >= 0, gamma of w (-l - w) >= 0.
     Of the region: tau of radius^2 - |d|^2 >= 0 and, for the chosen pixels, nu of (d - lower)(upper - d) >= 0, `above`
-    of d - lower >= 0 and `below` of upper - d >= 0.
+    of d - lower >= 0 and `below` of upper - d >= 0. Of two factors >= 0: `cuts` of their product.
     """
 
     alpha: tuple[Vector, ...]
@@ -122,6 +170,7 @@ class Multipliers:
     nu: Vector
     above: Vector
     below: Vector
+    cuts: Cuts = field(default_factory=Cuts.none)
 
 
 def targets_of(

@@ -4,6 +4,7 @@ Matrices are lists of rows of Python integers. Floating point serves as a hint o
 integers, and a wrong hint can cause a rejection, never an acceptance.
 """
 
+from collections.abc import Sequence
 from math import isqrt, ldexp
 from operator import mul
 from typing import Any
@@ -76,6 +77,12 @@ def plus(*parts: Dyadic) -> Dyadic:
     scale = max(part.scale for part in parts)
     rows = zip(*(part.at(scale) for part in parts), strict=True)
     return Dyadic([[sum(entries) for entries in zip(*row, strict=True)] for row in rows], scale)
+
+
+def stacked(parts: Sequence[Dyadic]) -> Dyadic:
+    """Matrices of one width under each other."""
+    scale = max(part.scale for part in parts)
+    return Dyadic([row for part in parts for row in part.at(scale)], scale)
 
 
 def weighted(w: Dyadic, A: Dyadic) -> Dyadic:

@@ -6,10 +6,11 @@ from fractions import Fraction
 from typing import Any
 
 from certify.proof.artefact import Dyadic, Work, digest, dyadic, fields, integer, integers, items, require
+from certify.proof.check.cases import cases_of
 from certify.proof.check.network import Network, read_network
 from certify.proof.check.region import Region, read_region
 from certify.proof.check.rows import Hidden, centres, forms_minimum, read_rows, squared_radii
-from certify.proof.check.sdp import form_size, proves, read_multipliers
+from certify.proof.check.sdp import OUTWEIGHED, form_size, proves, read_multipliers
 
 GIVEN = ("network", "region", "label")  # what a caller may compare
 
@@ -92,8 +93,7 @@ def _margins(claim: Claim, network: Network, proof: Any) -> dict[int, Fraction]:
     bounds = {} if held["slopes"] is None else _by_slopes(claim, network, hidden, held["slopes"])
     work = Work()
     for part in items(held["sdp"], None, "sdp"):
-        work.add(form_size(hidden) ** 3)
-        rival, bound = _by_sdp(claim, network, hidden, part)
+        rival, bound = _by_sdp(claim, network, hidden, part, work)
         require(rival not in bounds, f"the margin over class {rival} is proved twice")
         bounds[rival] = bound
     require(sorted(bounds) == claim.rivals, "the proof is not about every other class")
@@ -153,14 +153,17 @@ def _by_slopes(claim: Claim, network: Network, hidden: Sequence[Hidden], value: 
     return dict(zip(rivals, bounds, strict=True))
 
 
-def _by_sdp(claim: Claim, network: Network, hidden: Sequence[Hidden], value: Any) -> tuple[int, Fraction]:
-    """A margin proved by a semidefinite form."""
-    held = fields(value, "sdp", "rival", "bound", "multipliers")
+def _by_sdp(claim: Claim, network: Network, hidden: Sequence[Hidden], value: Any, work: Work) -> tuple[int, Fraction]:
+    """A margin proved by a semidefinite form in every case of the signs of some neurons."""
+    held = fields(value, "sdp", "rival", "bound", "order", "leaves")
     rival, bound = integer(held["rival"], "the rival", 0, 10**6), dyadic(held["bound"], (), "the bound")
     require(rival in claim.rivals and bool(hidden), "an sdp proof needs another class and a hidden layer")
-    multipliers = read_multipliers(held["multipliers"], hidden, claim.widths[0])
     forms, constants = margin_forms(claim, network, [rival])
     t = Fraction(bound.values, 1 << bound.scale)
-    proved = proves(network, claim.region, hidden, (forms, constants[0]), multipliers, t)
-    require(proved, f"the bound of the margin over class {rival} is not proved")
+    for case, leaf in cases_of(held["order"], held["leaves"], hidden):
+        multipliers = read_multipliers(leaf, case, claim.widths[0])
+        size = form_size(case, multipliers)
+        work.add(size**2 * (len(OUTWEIGHED) * size + len(multipliers.cuts.left)))
+        proved = proves(network, claim.region, case, (forms, constants[0]), multipliers, t)
+        require(proved, f"the bound of the margin over class {rival} is not proved")
     return rival, t

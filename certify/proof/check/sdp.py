@@ -1,13 +1,14 @@
 """A margin proved by the semidefinite relaxation: its Lagrangian, as a quadratic form, is positive semidefinite.
 
-The variables are v = (zeta, y_1, ..., y_K): zeta = W d for the rows W of the first layer that are not dead, and y for
-the unstable neurons of each layer. With z = z(v) affine and w = y - z, on the region y w = 0, y (u - y) >= 0 and
-w (-l - w) >= 0, so that the margin is at least
+The variables are v = (zeta, y_1, ..., y_K): zeta = W d for the rows W of the first layer that are not dead or have a
+factor below, and y for the unstable neurons of each layer. With z = z(v) affine and w = y - z, on the region y w = 0,
+y (u - y) >= 0 and w (-l - w) >= 0, so that the margin is at least
 
-    q(v) = margin(v) - sum [alpha y w + beta y (u - y) + gamma w (-l - w)] + p ,    beta, gamma >= 0,
+    q(v) = margin(v) - sum [alpha y w + beta y (u - y) + gamma w (-l - w)] - sum kappa f g + p ,    beta, gamma >= 0,
 
-where p = d'Dd + e'd + k, p <= 0 on the region, collects the multipliers of the ball (tau) and of pixels (nu of
-(d - lo)(hi - d), above of d - lo, below of hi - d). For E >= D^-1, K = W E W', r = W E e, any symmetric G and any h,
+where kappa >= 0 and f, g are any of y, w, u - y, -l - w of unstable neurons and z - l, u - z of any, all of which are
+at least 0, and p = d'Dd + e'd + k, p <= 0 on the region, collects the multipliers of the ball (tau) and of pixels (nu
+of (d - lo)(hi - d), above of d - lo, below of hi - d). For E >= D^-1, K = W E W', r = W E e, any symmetric G and any h,
 completing the square in d gives, with s = G zeta + h,
 
     p >= 2 s'zeta - s'K s + s'r - e'E e / 4 + k .
@@ -16,7 +17,7 @@ G and h are floating-point guesses of K^-1 and G r / 2; what they are off enters
 bound of p in it and S - t E_00 is positive semidefinite, the margin is at least t.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -25,19 +26,33 @@ from typing import Any
 import numpy as np
 
 from certify.proof.artefact import Dyadic, affordable, dyadic, fields, integers, items, require
-from certify.proof.check.exact import ceil_divide, column, plus, psd, scaled, times, turned, weighted
+from certify.proof.check.exact import ceil_divide, column, plus, psd, scaled, stacked, times, turned, weighted
 from certify.proof.check.network import Network
 from certify.proof.check.region import Region
 from certify.proof.check.rows import Hidden
 
 _INVERSE_BITS = 60  # of E
-_GUESS_BITS = 48  # of the largest entries of G and h
-_FLAT = 1e-9  # of the largest eigenvalue of K: below it K counts as singular
+_GUESS_BITS = 52  # of the largest entries of G and h
+_FLAT = 1e-12  # of the largest eigenvalue of K: below it K counts as singular
+OUTWEIGHED = (6, 12, 18, 24, 30, 36)  # where K is singular, G is one of 2 to these times the rest of the form
+
+
+# Kinds of factors: y, w, u - y, -l - w, z - l, u - z. The first ones are of unstable neurons.
+_KINDS, _UNSTABLE_KINDS = 6, 4
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """kappa, and f, g as (layer, neuron, kind), of every product."""
+
+    left: list[list[int]]
+    right: list[list[int]]
+    kappa: Dyadic
 
 
 @dataclass(frozen=True)
 class Multipliers:
-    """By layer, for its unstable neurons in order, alpha, beta, gamma; tau; for some pixels nu, above, below."""
+    """By layer, for its unstable neurons in order, alpha, beta, gamma; tau; for some pixels nu, above, below; cuts."""
 
     alpha: list[Dyadic]
     beta: list[Dyadic]
@@ -47,11 +62,12 @@ class Multipliers:
     nu: Dyadic
     above: Dyadic
     below: Dyadic
+    cuts: Cuts
 
 
 def read_multipliers(value: Any, hidden: Sequence[Hidden], n: int) -> Multipliers:
     """The multipliers of one target; `n` is the number of inputs."""
-    held = fields(value, "multipliers", "alpha", "beta", "gamma", "tau", "pixels", "nu", "above", "below")
+    held = fields(value, "multipliers", "alpha", "beta", "gamma", "tau", "pixels", "nu", "above", "below", "cuts")
     layers = {
         name: [
             dyadic(part, (len(layer.unstable),), name, sign=sign)
@@ -61,14 +77,36 @@ def read_multipliers(value: Any, hidden: Sequence[Hidden], n: int) -> Multiplier
     }
     pixels = integers(held["pixels"], None, "pixels")
     require(pixels == sorted(set(pixels)) and all(0 <= i < n for i in pixels), "pixels are no inputs in rising order")
-    sides = (dyadic(held[name], (len(pixels),), name, sign=0) for name in ("nu", "above", "below"))
+    nu, above, below = (dyadic(held[name], (len(pixels),), name, sign=0) for name in ("nu", "above", "below"))
     tau = dyadic(held["tau"], (), "tau", sign=0)
-    return Multipliers(layers["alpha"], layers["beta"], layers["gamma"], tau, pixels, *sides)
+    cuts = _read_cuts(held["cuts"], hidden)
+    return Multipliers(layers["alpha"], layers["beta"], layers["gamma"], tau, pixels, nu, above, below, cuts)
 
 
-def form_size(hidden: Sequence[Hidden]) -> int:
+def _read_cuts(value: Any, hidden: Sequence[Hidden]) -> Cuts:
+    held = fields(value, "cuts", "left", "right", "kappa")
+    left, right = ([_factor(v, hidden) for v in items(held[side], None, side)] for side in ("left", "right"))
+    require(len(left) == len(right), "the cuts have factors without a partner")
+    return Cuts(left, right, dyadic(held["kappa"], (len(left),), "kappa", sign=0))
+
+
+def _factor(value: Any, hidden: Sequence[Hidden]) -> list[int]:
+    layer, neuron, kind = integers(value, 3, "a factor")
+    require(0 <= layer < len(hidden) and 0 <= kind < _KINDS, "a factor is of no layer or no kind")
+    bounds = hidden[layer]
+    of_any = kind >= _UNSTABLE_KINDS and 0 <= neuron < len(bounds.lower.values)
+    require(of_any or neuron in bounds.unstable, "a factor is of no neuron, or of one that is not unstable")
+    return [layer, neuron, kind]
+
+
+def form_size(hidden: Sequence[Hidden], m: Multipliers) -> int:
     """The number of rows of the quadratic form in (1, v)."""
-    return 1 + sum(len(layer.unstable) for layer in hidden) + (len(hidden[0].live) if hidden else 0)
+    return 1 + sum(len(layer.unstable) for layer in hidden) + len(_rows_of_zeta(hidden, m))
+
+
+def _rows_of_zeta(hidden: Sequence[Hidden], m: Multipliers) -> list[int]:
+    with_factor = {i for k, i, kind in m.cuts.left + m.cuts.right if k == 0 and kind >= _UNSTABLE_KINDS}
+    return sorted(with_factor.union(hidden[0].live))
 
 
 def proves(
@@ -80,13 +118,19 @@ def proves(
     t: Fraction,
 ) -> bool:
     """Whether the multipliers prove that c relu(z_K) + c0 >= t; the margin is c, a matrix of one row, and c0."""
-    size, scales = form_size(hidden), [W.scale for W, _ in network.layers]
-    affordable(size * size, 2 * sum(scales) + m.tau.scale)
+    size, scales = form_size(hidden, m), [W.scale for W, _ in network.layers]
+    affordable(size * max(size, len(m.cuts.left)), 2 * sum(scales) + m.tau.scale)
     half, last = _neurons(network, hidden, m)
     half = plus(half, _first_row(times(margin[0], last)))
-    T = plus(half, turned(half), _padded(_inputs(network, region, hidden[0], m), len(half.values)))
-    T.values[0][0] -= ceil(2 * (t - margin[1]) * (1 << T.scale))
-    return psd(T.values)
+    rest, zeta = plus(half, turned(half)), _rows_of_zeta(hidden, m)
+    block = [row[1 : 1 + len(zeta)] for row in rest.values[1 : 1 + len(zeta)]]
+    most = max((scaled(sum(map(abs, row)), -rest.scale) for row in block), default=0.0)
+    for part in _inputs(network, region, zeta, m, most):
+        T = plus(rest, _padded(part, size))
+        T.values[0][0] -= ceil(2 * (t - margin[1]) * (1 << T.scale))
+        if psd(T.values):
+            return True
+    return False
 
 
 def _neurons(network: Network, hidden: Sequence[Hidden], m: Multipliers) -> tuple[Dyadic, Dyadic]:
@@ -94,28 +138,39 @@ def _neurons(network: Network, hidden: Sequence[Hidden], m: Multipliers) -> tupl
 
     An active neuron is its z, a dead one 0, an unstable one its own variable y.
     """
-    live, free = hidden[0].live, 1 + len(hidden[0].live)
-    size = free + sum(len(layer.unstable) for layer in hidden)
+    zeta, size = _rows_of_zeta(hidden, m), form_size(hidden, m)
+    free = 1 + len(zeta)
     P = _units([], 0, size, size)
-    z = plus(column(hidden[0].centre, size), _units(live, 1, len(hidden[0].centre.values), size))
+    z = plus(column(hidden[0].centre, size), _units(zeta, 1, len(hidden[0].centre.values), size))
+    factors = []
     for k, layer in enumerate(hidden):
         if k > 0:
             W, b = network.layers[k]
             z = plus(times(W, z), column(b, size))
         some, active = layer.unstable, set(layer.active)
+        relu = _units(some, free, len(z.values), size)
+        factors.append(_factors(relu, z, layer, size))
         if some:
-            minus_y = _negative(_units(range(len(some)), free, len(some), size))
-            minus_w = plus(Dyadic([z.values[i] for i in some], z.scale), minus_y)
-            upper = Dyadic([layer.upper.values[i] for i in some], layer.upper.scale)
-            minus_lower = Dyadic([-layer.lower.values[i] for i in some], layer.lower.scale)
-            of_y = plus(
-                weighted(m.alpha[k], _negative(minus_w)), weighted(m.beta[k], plus(column(upper, size), minus_y))
-            )
-            of_w = weighted(m.gamma[k], plus(column(minus_lower, size), minus_w))
-            P = plus(P, times(turned(minus_y), of_y), times(turned(minus_w), of_w))
+            y, w, below_u, above_l = (_rows(part, some) for part in factors[k][:_UNSTABLE_KINDS])
+            of_y = plus(weighted(m.alpha[k], w), weighted(m.beta[k], below_u))
+            P = plus(P, times(turned(_negative(y)), of_y), times(turned(_negative(w)), weighted(m.gamma[k], above_l)))
         kept = [row if i in active else [0] * size for i, row in enumerate(z.values)]
-        z, free = plus(Dyadic(kept, z.scale), _units(some, free, len(kept), size)), free + len(some)
+        z, free = plus(Dyadic(kept, z.scale), relu), free + len(some)
+    if m.cuts.left:
+        f, g = (stacked([_rows(factors[k][kind], [i]) for k, i, kind in side]) for side in (m.cuts.left, m.cuts.right))
+        P = plus(P, times(turned(_negative(f)), weighted(m.cuts.kappa, g)))
     return P, z
+
+
+def _factors(y: Dyadic, z: Dyadic, layer: Hidden, size: int) -> tuple[Dyadic, ...]:
+    """Matrices of forms in (1, v), a row for every neuron of the layer, in the order of the kinds."""
+    w, low, high = plus(y, _negative(z)), column(layer.lower, size), column(layer.upper, size)
+    low_off, z_off = plus(low, w), plus(high, _negative(z))
+    return y, w, plus(high, _negative(y)), _negative(low_off), plus(z, _negative(low)), z_off
+
+
+def _rows(A: Dyadic, some: Sequence[int]) -> Dyadic:
+    return Dyadic([A.values[i] for i in some], A.scale)
 
 
 def _units(rows: Iterable[int], start: int, count: int, size: int) -> Dyadic:
@@ -141,21 +196,22 @@ def _padded(A: Dyadic, size: int) -> Dyadic:
     return Dyadic(rows + [[0] * size for _ in range(size - len(rows))], A.scale)
 
 
-def _inputs(network: Network, region: Region, first: Hidden, m: Multipliers) -> Dyadic:
-    """Twice the matrix of the lower bound of p in (1, zeta)."""
+def _inputs(network: Network, region: Region, zeta: Sequence[int], m: Multipliers, rest: float) -> Iterator[Dyadic]:
+    """Twice the matrix of a lower bound of p in (1, zeta), several; `rest` is the size of what it is added to."""
     E, e, k = _pixels(region, m)
     k -= Fraction(sum(v * v * q for v, q in zip(e.values, E.values, strict=True)), 4 << 2 * e.scale + E.scale)
-    T = Dyadic([[0]], _INVERSE_BITS)
-    if first.live:
-        W = Dyadic([network.layers[0][0].values[i] for i in first.live], network.layers[0][0].scale)
-        EW = weighted(E, turned(W))
-        K, r = times(W, EW), times(turned(EW), column(e))
-        H = _guess(K, r)
+    if not zeta:
+        yield Dyadic([[floor(2 * k * (1 << _INVERSE_BITS))]], _INVERSE_BITS)
+        return
+    W = _rows(network.layers[0][0], zeta)
+    EW = weighted(E, turned(W))
+    K, r = times(W, EW), times(turned(EW), column(e))
+    for H in _guesses(K, r, rest):
         twice = Dyadic([[0] * len(H.values[0]), *([2 * v for v in row] for row in H.values)], H.scale)
         half = plus(twice, _negative(times(turned(H), times(K, H))), _first_row(times(turned(r), H)))
         T = plus(half, turned(half))
-    T.values[0][0] += floor(2 * k * (1 << T.scale))
-    return T
+        T.values[0][0] += floor(2 * k * (1 << T.scale))
+        yield T
 
 
 def _pixels(region: Region, m: Multipliers) -> tuple[Dyadic, Dyadic, Fraction]:
@@ -174,15 +230,18 @@ def _pixels(region: Region, m: Multipliers) -> tuple[Dyadic, Dyadic, Fraction]:
     return Dyadic(E, _INVERSE_BITS), Dyadic(e, scale + region.scale), constant
 
 
-def _guess(K: Dyadic, r: Dyadic) -> Dyadic:
-    """The rows (h, G), guessed: G about K^-1, and large where K is about singular, h about G r / 2."""
+def _guesses(K: Dyadic, r: Dyadic, rest: float) -> Iterator[Dyadic]:
+    """The rows (h, G), guessed: G about K^-1, and large in directions where K is about 0, h about G r / 2."""
     near = np.array([[scaled(v, -K.scale) for v in row] for row in K.values])
     require(bool(np.isfinite(near).all()), "the form of the inputs is out of range")
     values, vectors = np.linalg.eigh(near)
-    G = vectors / np.maximum(values, _FLAT * max(values[-1], np.finfo(float).tiny)) @ vectors.T
-    h = G @ [scaled(row[0], -r.scale) for row in r.values] / 2
-    most = max(float(np.abs(v).max()) for v in (G, h))
-    require(0 < most < 2.0**1000, "the form of the inputs cannot be inverted")
-    bits = int(np.clip(_GUESS_BITS - np.frexp(most)[1], 0, 2000))
-    rounded = np.rint(np.ldexp(np.column_stack([h, (G + G.T) / 2]), bits))
-    return Dyadic([[int(v) for v in row] for row in rounded.tolist()], bits)
+    regular = values > _FLAT * max(values[-1], np.finfo(float).tiny)
+    inverse = 1 / np.where(regular, values, 1.0)
+    for power in OUTWEIGHED[:1] if regular.all() else OUTWEIGHED:
+        G = vectors * np.where(regular, inverse, rest * 2.0**power) @ vectors.T
+        h = G @ [scaled(row[0], -r.scale) for row in r.values] / 2
+        most = max(float(np.abs(v).max()) for v in (G, h))
+        require(0 < most < 2.0**1000, "the form of the inputs cannot be inverted")
+        bits = int(np.clip(_GUESS_BITS - np.frexp(most)[1], 0, 2000))
+        rounded = np.rint(np.ldexp(np.column_stack([h, (G + G.T) / 2]), bits))
+        yield Dyadic([[int(v) for v in row] for row in rounded.tolist()], bits)

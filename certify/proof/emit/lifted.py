@@ -8,7 +8,8 @@ from jaxtyping import Float
 
 from certify.bounds.definite import squared_norm
 from certify.bounds.dense import DenseNetwork
-from certify.bounds.sdp.solve import Settings, solve
+from certify.bounds.sdp.branch import solve_cases
+from certify.bounds.sdp.solve import Settings
 from certify.bounds.sdp.target import Offsets, Target
 from certify.bounds.sdp_crown import ball_hints, balls_between
 from certify.proof.emit.hints import Chain, RowHints
@@ -18,6 +19,7 @@ from certify.proof.emit.sdp import sdp_part
 _FEW, _STEPS_FEW, _STEPS_MANY = 50, 150, 60
 # A margin's bound, relative to the margin at the centre, that is left alone: rounding must not take it below 0.
 _ENOUGH = 1e-5
+_MOST_CASES = 32
 
 
 def lifted(chain: Chain, forms: Float[np.ndarray, "m n"]) -> RowHints:
@@ -48,15 +50,7 @@ def by_sdp(builder: Builder, rival: int) -> dict[str, Any] | None:
     lower, upper = zip(*chain.hidden, strict=True)
     offsets = Offsets(chain.centre, ball, *chain.room)
     target = Target(chain.layers[:-1], lower, upper, sign * row, float(sign * constant), offsets)
-    enough = _ENOUGH * abs(float(target.objective @ np.maximum(_at_centre(chain), 0) + target.constant))
-    solution = solve(target, Settings(enough=enough, hopeless=-100 * enough))
-    if solution.multipliers is None or solution.bound <= 0:
+    found = solve_cases(target, Settings(enough=_ENOUGH * abs(target.at_centre)), most=_MOST_CASES)
+    if found.bound <= 0:
         return None
-    return sdp_part(builder, rival, solution.multipliers, solution.bound)
-
-
-def _at_centre(chain: Chain) -> np.ndarray:
-    x = chain.centre
-    for k, (W, b) in enumerate(chain.layers[:-1]):
-        x = W @ (np.maximum(x, 0) if k else x) + b
-    return x
+    return sdp_part(builder, rival, found.order, found.multipliers, found.bound)
