@@ -24,6 +24,7 @@ import torch
 import convexnn
 from benchmarks.checked import accepted
 from benchmarks.data import shared_file
+from certify.proof.check import check_file
 
 WIDTH, STEPS = 100, 2000
 AIM = 1e-3
