@@ -1,266 +1,182 @@
-"""The Newton matrix of one leaf, factorised from the inside out: free samples and groups first, then G.
+"""The Newton matrix of one leaf, eliminated from the inside out: free samples and groups first, G is left.
 
 H = A'P A with P the scaled Hessians of the cones. The variables of a free sample (its z) and of a group meet the rest
-through g alone, so that H is an arrow; eliminating them leaves a p x p matrix. The outputs of the leaf are linear in z
-and in g: ``gram`` is B H^-1 B', what the leaf adds to the n x n system of the dual point.
+through g alone, so that H is an arrow. What is left, and how the outputs of the leaf depend on it, goes to
+``coupling``, which joins the leaves.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import LinAlgError
+from scipy.linalg.lapack import dpotrf, dtrtrs
 
 from convexnn.proof.cones import AbstractScaling
-from convexnn.proof.leaf import Leaf, symmetric_hessian, triangle
+from convexnn.proof.leaf import Leaf, symmetric_hessian
+from convexnn.proof.lifting import folded, group_hessian
 
 Array = np.ndarray
+
+_RIDGE = 1e-13  # relative, at the level of rounding
 
 
 @dataclass(frozen=True)
 class GroupFactor:
-    """Cholesky factor of a group's own block, and its coupling to g after a triangular solve."""
+    """Cholesky factor of a group's own block; its coupling to g and its outputs after a triangular solve."""
 
     lower: Float[Array, "L L"]
     coupling: Float[Array, "L p"]  # lower^-1 H_local,g
+    ends: Float[Array, "L m"]  # lower^-1 of the unit vectors of z
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A right-hand side without free samples and groups: for g, and what they add to the outputs at g = 0."""
+
+    g: Float[Array, " p"]
+    outputs: Float[Array, " n"]
+    halves: list[Array]  # lower^-1 of the groups' parts
 
 
 @dataclass(frozen=True)
 class LeafFactor:
-    """H = A'P A of a leaf, ready to solve with."""
+    """A leaf with its free samples and groups eliminated.
+
+    ``parts`` are the coefficients in (theta, t_i, q_i) of each sample's output, zero for samples in groups, whose
+    outputs are ``lifted`` @ g; ``schur`` is what each free sample adds to the Hessian, in the same three.
+    """
 
     leaf: Leaf
     z_diagonal: Float[Array, " k"]
-    z_coupling: Float[Array, "k p"]  # rows H_z,g
+    z_coupling: Float[Array, "k 3"]
+    schur: Float[Array, "k 3 3"]
+    parts: Float[Array, "n 3"]
     groups: list[GroupFactor]
-    lower: Float[Array, "p p"]
-    outputs_g: Float[Array, "n p"]  # (B_g - B_x H_xx^-1 H_xg) lower^-T
+    lifted: Float[Array, "l p"]
+    rest: Float[Array, "p p"]  # the Hessian without ``schur``
 
-    def solve(self, right: Array) -> Array:
-        """H^-1 right."""
-        leaf = self.leaf
-        k = leaf.p + len(leaf.free)
-        g, z = right[: leaf.p].copy(), right[leaf.p : k]
-        local = right[k:].reshape(leaf.n_groups, leaf.n_local)
-        g -= self.z_coupling.T @ (z / self.z_diagonal)
-        half = [_forward(f.lower, r) for f, r in zip(self.groups, local, strict=True)]
-        for factor, h in zip(self.groups, half, strict=True):
-            g -= factor.coupling.T @ h
-        g = _backward(self.lower, _forward(self.lower, g))
-        z = (z - self.z_coupling @ g) / self.z_diagonal
-        inner = [_backward(f.lower, h - f.coupling @ g) for f, h in zip(self.groups, half, strict=True)]
-        return np.concatenate([g, z, *inner])
+    @property
+    def weight(self) -> Float[Array, " n"]:
+        """Outputs for a unit of z."""
+        return self.leaf.sign * self.leaf.radii
 
-    def gram(self) -> Float[Array, "n n"]:
-        """B H^-1 B'."""
-        leaf, out = self.leaf, self.outputs_g @ self.outputs_g.T
-        weight = leaf.sign * leaf.radii
-        out[leaf.free, leaf.free] += weight[leaf.free] ** 2 / self.z_diagonal
-        for indices, factor in zip(leaf.groups, self.groups, strict=True):
-            E = _forward(factor.lower, np.eye(len(factor.lower), leaf.m))
-            out[np.ix_(indices, indices)] += weight[indices][:, None] * (E.T @ E) * weight[indices]
+    def outputs(self, g: Float[Array, " p"]) -> Float[Array, " n"]:
+        """The part of the outputs that moves with g."""
+        leaf, parts = self.leaf, self.parts
+        out = parts[:, 0] * g[0] + parts[:, 1] * (leaf.rows @ g[leaf.u_index]) + parts[:, 2] * (leaf.q_rows @ g)
+        out[leaf.groups.ravel()] += self.lifted @ g
         return out
 
+    def outputs_adjoint(self, y: Float[Array, " n"]) -> Float[Array, " p"]:
+        """Adjoint of :meth:`outputs`."""
+        leaf, (first, second, third) = self.leaf, (self.parts * y[:, None]).T
+        out = leaf.q_rows.T @ third
+        out[0] += first.sum()
+        out[leaf.u_index] += leaf.rows.T @ second
+        return out + self.lifted.T @ y[leaf.groups.ravel()]
 
-def _forward(lower: Array, right: Array) -> Array:
-    return solve_triangular(lower, right, lower=True, check_finite=False)
+    def reduce(self, right: Array) -> Reduced:
+        """Eliminate free samples and groups from a right-hand side."""
+        leaf, k = self.leaf, self.leaf.p + len(self.leaf.free)
+        g, z = right[: leaf.p].copy(), right[leaf.p : k] / self.z_diagonal
+        outputs = np.zeros(len(leaf.rows))
+        outputs[leaf.free] = z
+        pulled = self.z_coupling * z[:, None]
+        g[0] -= pulled[:, 0].sum()
+        g[leaf.u_index] -= leaf.rows[leaf.free].T @ pulled[:, 1]
+        third = np.zeros(len(leaf.rows))
+        third[leaf.free] = pulled[:, 2]
+        g -= leaf.q_rows.T @ third
+        halves = [solved(f.lower, r) for f, r in zip(self.groups, self._local(right), strict=True)]
+        for indices, factor, half in zip(leaf.groups, self.groups, halves, strict=True):
+            g -= factor.coupling.T @ half
+            outputs[indices] = factor.ends.T @ half
+        return Reduced(g, self.weight * outputs, halves)
 
+    def expand(self, right: Array, reduced: Reduced, g: Float[Array, " p"], y: Float[Array, " n"]) -> Array:
+        """The solution of H x + B'y = right, from its g."""
+        leaf, free = self.leaf, self.leaf.free
+        z = right[leaf.p : leaf.p + len(free)] - (self.weight * y)[free]
+        moved = (leaf.q_rows @ g)[free]
+        z -= self.z_coupling[:, 0] * g[0] + self.z_coupling[:, 1] * (leaf.rows[free] @ g[leaf.u_index])
+        z = (z - self.z_coupling[:, 2] * moved) / self.z_diagonal
+        pull = self.weight * y
+        inner = [
+            solved(f.lower, half - f.ends @ pull[indices] - f.coupling @ g, transposed=True)
+            for indices, f, half in zip(leaf.groups, self.groups, reduced.halves, strict=True)
+        ]
+        return np.concatenate([g, z, *inner])
 
-def _backward(lower: Array, right: Array) -> Array:
-    return solve_triangular(lower, right, lower=True, trans=1, check_finite=False)
+    def _local(self, right: Array) -> Array:
+        start = self.leaf.p + len(self.leaf.free)
+        return right[start:].reshape(self.leaf.n_groups, self.leaf.n_local)
 
 
 def factorise(leaf: Leaf, scalings: list[AbstractScaling]) -> LeafFactor:
-    """Assemble and factorise; raises LinAlgError where rounding has destroyed definiteness."""
+    """Assemble and eliminate; raises LinAlgError where rounding has destroyed definiteness."""
     rows, linear, cone, moments, lorentz, pairs = (scaling.hessian() for scaling in scalings)  # type: ignore[attr-defined]
     H = (leaf.g_rows * rows[:, None]).T @ leaf.g_rows
-    z_diagonal, z_coupling = _free(leaf, H, linear, cone)
-    H -= (z_coupling / z_diagonal[:, None]).T @ z_coupling
+    local = _free(leaf, linear, cone)
+    diagonal, coupling = local[:, 0, 0], local[:, 0, 1:]
+    schur = local[:, 1:, 1:] - coupling[:, :, None] * (coupling / diagonal[:, None])[:, None, :]
+    parts = np.zeros((len(leaf.rows), 3))
+    parts[leaf.on, 1] = 1.0
+    parts[leaf.free] = -coupling / diagonal[:, None]
+    parts *= (leaf.sign * leaf.radii)[:, None]
+    groups: list[GroupFactor] = []
     if leaf.n_groups == 0:
         H += symmetric_hessian(moments[0])
     else:
-        H += _second_cones(leaf, lorentz[:, 1])
-    groups = []
-    for j in range(leaf.n_groups):
-        factor = _group(leaf, H, j, moments[j], lorentz[j], pairs[j])
-        H -= factor.coupling.T @ factor.coupling
-        groups.append(factor)
-    lower = _cholesky(H)
-    outputs = _outputs(leaf, z_diagonal, z_coupling, groups)
-    return LeafFactor(leaf, z_diagonal, z_coupling, groups, lower, _forward(lower, outputs.T).T)
+        groups = _groups(leaf, H, moments, lorentz, pairs)
+    weight = (leaf.sign * leaf.radii)[leaf.groups]
+    lifted = [-w[:, None] * (f.ends.T @ f.coupling) for w, f in zip(weight, groups, strict=True)]
+    return LeafFactor(
+        leaf, diagonal, coupling, schur, parts, groups, np.concatenate([np.zeros((0, leaf.p)), *lifted]), H
+    )
 
 
-def _cholesky(H: Array) -> Array:
-    """Of H with a relative ridge at the level of rounding."""
-    diagonal = np.sqrt(np.maximum(np.diagonal(H), 1e-300))
-    scaled = H / diagonal[:, None] / diagonal
-    scaled[np.diag_indices_from(scaled)] += 1e-13
-    return diagonal[:, None] * cholesky(scaled, lower=True, check_finite=False)
-
-
-def _free(leaf: Leaf, H: Array, linear: Array, cone: Array) -> tuple[Array, Array]:
-    """Add the free samples to H; their diagonal in z and coupling to g."""
-    free = leaf.free
-    low, high = leaf.low[free], leaf.high[free]
+def _free(leaf: Leaf, linear: Array, cone: Array) -> Float[Array, "k 4 4"]:
+    """The Hessian of each free sample in (z, theta, t, q)."""
+    low, high = leaf.low[leaf.free], leaf.high[leaf.free]
     one, zero = np.ones_like(low), np.zeros_like(low)
     lines = [(one, zero, zero, zero), (one, zero, -one, zero), (high - low, zero, low, -one)]
     if leaf.cuts:
         lines.append((low - high, -high * low, high, zero))
     L = np.stack([np.stack(line, -1) for line in lines], 1)  # samples, rows, (z, theta, t, q)
     C = np.array([[0.0, 1, 0, 1], [4, 0, -2, 0], [0, 1, 0, -1]])
-    local = np.swapaxes(L, 1, 2) @ (linear[..., None] * L) + C.T @ cone @ C
-    T, Q = leaf.t_rows[free], leaf.q_rows[free]
-    H += _congruence(local[:, 1:, 1:], T, Q)
-    coupling = local[:, 0, 2, None] * T + local[:, 0, 3, None] * Q
-    coupling[:, 0] += local[:, 0, 1]
-    return local[:, 0, 0], coupling
+    return np.swapaxes(L, 1, 2) @ (linear[..., None] * L) + C.T @ cone @ C
 
 
-def _congruence(local: Float[Array, "k 3 3"], T: Array, Q: Array) -> Array:
-    """sum_i K_i' local_i K_i with K_i = (theta, t_i, q_i) as rows over g."""
-    cross = T.T @ (local[:, 1, 2, None] * Q)
-    out = cross + cross.T + T.T @ (local[:, 1, 1, None] * T) + Q.T @ (local[:, 2, 2, None] * Q)
-    edge = T.T @ local[:, 0, 1] + Q.T @ local[:, 0, 2]
-    out[0] += edge
-    out[:, 0] += edge
-    out[0, 0] += local[:, 0, 0].sum()
-    return out
+def _groups(leaf: Leaf, H: Array, moments: Array, lorentz: Array, pairs: Array) -> list[GroupFactor]:
+    """Factorise all groups and take them off H."""
+    factors, left, right = [], [], []
+    for P, cones, rows, j in zip(moments, lorentz, pairs, range(leaf.n_groups), strict=True):
+        hessian = group_hessian(leaf, j, P, cones, rows)
+        left.append(hessian.left)
+        right.append(hessian.right)
+        factors.append(_group(leaf, hessian.own, hessian.cross))
+        H -= factors[-1].coupling.T @ factors[-1].coupling
+    H += folded(np.concatenate(left), np.concatenate(right))
+    return factors
 
 
-def _second_cones(leaf: Leaf, P: Float[Array, "J m k k"]) -> Array:
-    """What the cones (z - t, U xh - W) add to H_gg."""
-    d, X = leaf.d, leaf.lifted.reshape(-1, leaf.d)
-    P = P.reshape(-1, d + 1, d + 1)
-    out = np.zeros((leaf.p, leaf.p))
-    out[np.ix_(leaf.u_index, leaf.u_index)] = X.T @ (P[:, 0, 0, None] * X)
-    XX = (X[:, :, None] * X[:, None, :]).reshape(len(X), -1)
-    full = (XX.T @ P[:, 1:, 1:].reshape(len(X), -1)).reshape(d, d, d, d)  # x_a x_b P_kl
-    full = full.transpose(2, 0, 3, 1).reshape(d * d, d * d)  # (k a), (l b)
-    edge = -(XX.T @ P[:, 0, 1:]).reshape(d, d, d)  # u_a times U_kb: -x_a x_b P_0k
-    edge = edge.transpose(0, 2, 1).reshape(d, d * d)
-    U = leaf.square_index.ravel()
-    out += _fold(_fold(full, U, leaf.p).T, U, leaf.p)
-    edge = _fold(edge.T, U, leaf.p)  # p, d
-    out[:, leaf.u_index] += edge
-    out[leaf.u_index, :] += edge.T
-    return out
+def _group(leaf: Leaf, own: Array, cross: Float[Array, "p L"]) -> GroupFactor:
+    lower = cholesky(own)
+    ends = np.zeros((len(own), leaf.m), order="F")
+    ends[np.arange(leaf.m) * (leaf.d + 1), np.arange(leaf.m)] = 1.0
+    return GroupFactor(lower, solved(lower, cross.T), solved(lower, ends))
 
 
-def _fold(M: Float[Array, "r c"], index: Array, size: int) -> Float[Array, "s c"]:
-    """Sum the rows of M that share an index."""
-    order = np.argsort(index, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(index[order]) > 0])
-    out = np.zeros((size, M.shape[1]))
-    out[index[order][starts]] = np.add.reduceat(M[order], starts, axis=0)
-    return out
+def cholesky(H: Float[Array, "N N"]) -> Float[Array, "N N"]:
+    """The lower factor of a symmetric matrix with a relative ridge; the matrix is overwritten."""
+    H[np.diag_indices_from(H)] *= 1 + _RIDGE
+    lower, info = dpotrf(H.T, lower=1, clean=0, overwrite_a=1)
+    if info != 0:
+        raise LinAlgError("the Newton matrix is not positive definite any more")
+    return lower
 
 
-def _group(leaf: Leaf, H: Array, j: int, P: Array, lorentz: Array, pairs: Array) -> GroupFactor:
-    """Add the g-part of a group's moment matrix and pairs to H; factorise its own block."""
-    p, m, d, L = leaf.p, leaf.m, leaf.d, leaf.n_local
-    full = _moment_hessian(leaf, j, P)
-    K, C = full[p:, p:], full[p:, :p]
-    H += full[:p, :p]
-    _add_cones(leaf, j, K, C, lorentz)
-    _add_pairs(leaf, j, H, K, C, pairs)
-    del m, d, L
-    lower = _cholesky(K)
-    return GroupFactor(lower, _forward(lower, C))
-
-
-def _places(leaf: Leaf) -> tuple[Array, Array]:
-    """Places of g and of a group's variables z, W, S in the triangle of its moment matrix; places of S_ii."""
-    k, m, d = leaf.d + 1, leaf.m, leaf.d
-    row = k + np.arange(m)
-    base = row * (row + 1) // 2
-    i, jj = leaf.pairs
-    W = (base[:, None] + 1 + np.arange(d)).ravel()
-    return np.concatenate([np.arange(leaf.p), base, W, base[i] + k + jj]), base + row
-
-
-def _moment_hessian(leaf: Leaf, j: int, P: Array) -> Array:
-    """Hessian of the moment matrix in (g, z, W, S), with S_ii = W_i'xh_i substituted."""
-    places, diagonal = _places(leaf)
-    full = symmetric_hessian(P)
-    out = full[np.ix_(places, places)]
-    X, m, d = leaf.lifted[j], leaf.m, leaf.d
-    start = leaf.p + m
-    D = full[np.ix_(diagonal, places)]
-    edge = (X[:, :, None] * D[:, None, :]).reshape(m * d, -1)
-    out[start : start + m * d] += edge
-    out[:, start : start + m * d] += edge.T
-    square = full[np.ix_(diagonal, diagonal)]
-    out[start : start + m * d, start : start + m * d] += np.einsum("ia,ij,jb->iajb", X, square, X).reshape(m * d, m * d)
-    return out
-
-
-def _add_cones(leaf: Leaf, j: int, K: Array, C: Array, lorentz: Float[Array, "2 m k k"]) -> None:
-    """The cones (z, W) and (z - t, U xh - W) of a group; the H_gg part of the second is added elsewhere."""
-    m, d, X = leaf.m, leaf.d, leaf.lifted[j]
-    first, second = lorentz
-    flip = np.ones(d + 1)
-    flip[1:] = -1.0
-    both = first + flip[:, None] * second * flip
-    i = np.arange(m)
-    W = m + i[:, None] * d + np.arange(d)
-    K[i, i] += both[:, 0, 0]
-    K[i[:, None], W] += both[:, 0, 1:]
-    K[W, i[:, None]] += both[:, 0, 1:]
-    K[W[:, :, None], W[:, None, :]] += both[:, 1:, 1:]
-    left = flip[:, None] * second  # rows: variables (z, W) of the sample
-    u = -left[:, :, 0, None] * X[:, None, :]
-    rows = np.concatenate([i[:, None], W], 1)
-    C[rows[:, :, None], leaf.u_index] += u
-    U = (left[:, :, 1:, None] * X[:, None, None, :]).reshape(m * (d + 1), d * d)
-    C[rows.ravel()] += _fold(U.T, leaf.square_index.ravel(), leaf.p).T
-
-
-def _add_pairs(leaf: Leaf, j: int, H: Array, K: Array, C: Array, D: Float[Array, "pairs 4"]) -> None:
-    """The rows S, S - a, S - b, S - a - b + c of pairs, a = W_i'xh_j, b = W_j'xh_i, c = xh_i'U xh_j."""
-    m, d, X = leaf.m, leaf.d, leaf.lifted[j]
-    i, k = leaf.pairs
-    if len(i) == 0:
-        return
-    S = m + m * d + np.arange(len(i))
-    K[S, S] += D.sum(1)
-    a, b, both = D[:, 1] + D[:, 3], D[:, 2] + D[:, 3], D[:, 3]
-    W = m + np.arange(m)[:, None] * d + np.arange(d)
-    for rows, columns, value in ((S[:, None], W[i], -a[:, None] * X[k]), (S[:, None], W[k], -b[:, None] * X[i])):
-        K[rows, columns] += value
-        K[columns, rows] += value
-    own, cross = np.zeros((m, m)), np.zeros((m, m))
-    own[i, k], own[k, i] = a, b
-    cross[i, k] = cross[k, i] = both
-    K[W[:, :, None], W[:, None, :]] += np.einsum("ij,ja,jb->iab", own, X, X)
-    block = np.einsum("ij,ja,ib->iajb", cross, X, X).reshape(m * d, m * d)
-    K[m : m + m * d, m : m + m * d] += block
-    c = _pair_rows(leaf, j)
-    C[S] += both[:, None] * c
-    weighted = both[:, None] * c
-    full = np.zeros((m, m, leaf.p))
-    full[i, k] = full[k, i] = weighted
-    C[m : m + m * d] -= np.einsum("ja,ijp->iap", X, full, optimize=True).reshape(m * d, -1)
-    H += c.T @ weighted
-
-
-def _pair_rows(leaf: Leaf, j: int) -> Float[Array, "pairs p"]:
-    """xh_i'U xh_j as rows over g."""
-    i, k = leaf.pairs
-    X = leaf.lifted[j]
-    a, b = triangle(leaf.d + 1)
-    inside = b > 0
-    A, B = a[inside] - 1, b[inside] - 1
-    value = X[i][:, A] * X[k][:, B] + X[i][:, B] * X[k][:, A]
-    out = np.zeros((len(i), leaf.p))
-    out[:, inside] = np.where(A == B, 0.5, 1.0) * value
-    return out
-
-
-def _outputs(leaf: Leaf, z_diagonal: Array, z_coupling: Array, groups: list[GroupFactor]) -> Float[Array, "n p"]:
-    """B_g - B_x H_xx^-1 H_xg."""
-    out = np.zeros((len(leaf.rows), leaf.p))
-    out[leaf.on] = leaf.t_rows[leaf.on]
-    out[leaf.free] = -z_coupling / z_diagonal[:, None]
-    for indices, factor in zip(leaf.groups, groups, strict=True):
-        out[indices] = -_backward(factor.lower, factor.coupling)[: leaf.m]
-    return (leaf.sign * leaf.radii)[:, None] * out
+def solved(lower: Array, right: Array, transposed: bool = False) -> Array:
+    """lower^-1 right, or lower^-T right; only the lower triangle is read."""
+    return dtrtrs(lower, right, lower=1, trans=int(transposed))[0]

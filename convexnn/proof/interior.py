@@ -3,36 +3,46 @@
     minimise  sum_i phi_i(f_i) + weight_decay sum_leaf theta   with  f = sum_leaf outputs(x_leaf) + bias,  A x_leaf in K
 
 Mehrotra's predictor and corrector with Nesterov-Todd scaling and one common step length (phi need not be quadratic).
-A step factorises each leaf on its own and couples leaves through one n x n system. Nothing here is trusted: the
-multipliers are hints for ``certificate``, which finds a valid bound from any of them.
+A step factorises each leaf on its own and joins them in one small system. Nothing here is trusted: the multipliers are
+hints for ``certificate``, which finds a valid bound from any of them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from joblib import Parallel, delayed
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError
 
 from convexnn.losses import AbstractLoss, HingeLoss
 from convexnn.proof.cones import AbstractScaling
+from convexnn.proof.coupling import AbstractCoupling, couple
 from convexnn.proof.factor import LeafFactor, factorise
 from convexnn.proof.leaf import Cones, Leaf
-from convexnn.proof.terms import AbstractTerm, HingeTerm, Model, SmoothTerm
+from convexnn.proof.terms import AbstractTerm, HingeTerm, SmoothTerm
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """The leaves of both signs over one set of data."""
+    """The leaves of both signs over the distinct rows of one set of data; ``copies`` has the row of every sample."""
 
     loss: AbstractLoss
     weight_decay: float
     output_bias: bool
     leaves: tuple[Leaf, ...]
     workers: int = 1  # threads that share the leaves
+    copies: Int[Array, " n"] | None = None  # None: every sample is a row of its own
+
+    def spread(self, f: Float[Array, " k"]) -> Float[Array, " n"]:
+        """From rows to samples."""
+        return f if self.copies is None else f[self.copies]
+
+    def gather(self, v: Float[Array, " n"]) -> Float[Array, " k"]:
+        """Adjoint of :meth:`spread`."""
+        return v if self.copies is None else np.bincount(self.copies, v, len(self.leaves[0].rows))
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Iterate:
 def start(problem: Relaxation, theta: float) -> Iterate:
     """Uniform moments, slacks pushed inside, multipliers on the central path of a guessed parameter."""
     x = [leaf.start(theta) for leaf in problem.leaves]
-    f = _outputs(problem, x)
+    f = problem.spread(_outputs(problem, x))
     hinge = isinstance(problem.loss, HingeLoss)
     term: AbstractTerm = HingeTerm.begin(problem.loss, f) if hinge else SmoothTerm(problem.loss, f)
     mu = problem.weight_decay * theta / (problem.leaves[0].d + 1)
@@ -102,11 +112,11 @@ class _System:
 
     factors: list[LeafFactor]
     scalings: list[list[AbstractScaling]]
-    coupling: tuple[Array, bool]  # Cholesky factor of 1/curvature + sum of grams
-    curvature: Array
+    coupling: AbstractCoupling
+    curvature: Array  # of rows
     primal: list[Cones]  # A x - s
     dual: list[Array]  # B'grad + weight decay - A'lam
-    gradient: Array
+    gradient: Array  # of rows
 
 
 def _prepare(problem: Relaxation, point: Iterate) -> _System:
@@ -116,16 +126,18 @@ def _prepare(problem: Relaxation, point: Iterate) -> _System:
         delayed(factorise)(leaf, scaling) for leaf, scaling in zip(leaves, scalings, strict=True)
     )
     model = point.term.model(0.0, False)
-    system = sum(factor.gram() for factor in factors) + np.diag(1 / model.curvature)
+    gradient, curvature = problem.gather(model.gradient), problem.gather(model.curvature)
     primal = [
         [a - b for a, b in zip(leaf.forward(x), s, strict=True)]
         for leaf, x, s in zip(leaves, point.x, point.s, strict=True)
     ]
     dual = [
-        leaf.outputs_adjoint(model.gradient) + _mass(leaf, problem.weight_decay) - leaf.adjoint(lam)
+        leaf.outputs_adjoint(gradient) + _mass(leaf, problem.weight_decay) - leaf.adjoint(lam)
         for leaf, lam in zip(leaves, point.lam, strict=True)
     ]
-    return _System(factors, scalings, cho_factor(system, lower=True), model.curvature, primal, dual, model.gradient)
+    return _System(
+        factors, scalings, couple(factors, curvature, problem.output_bias), curvature, primal, dual, gradient
+    )
 
 
 def _mass(leaf: Leaf, weight_decay: float) -> Array:
@@ -160,11 +172,8 @@ def _direction(
             leaves, system.scalings, wanted, system.primal, system.dual, strict=True
         )
     ]
-    y, bias = _couple(problem, system, model, right)
-    x = [
-        factor.solve(r - leaf.outputs_adjoint(y)) for factor, leaf, r in zip(system.factors, leaves, right, strict=True)
-    ]
-    df = _outputs(problem, x) + bias
+    x, bias = _solve(system, right, problem.gather(model.offset))
+    df = problem.spread(_outputs(problem, x)) + bias
     ds = [
         [a + b for a, b in zip(leaf.forward(dx), primal, strict=True)]
         for leaf, dx, primal in zip(leaves, x, system.primal, strict=True)
@@ -196,17 +205,16 @@ def _targets(system: _System, sigma_mu: float, previous: "_Direction | None") ->
     return out
 
 
-def _couple(problem: Relaxation, system: _System, model: Model, right: list[Array]) -> tuple[Array, float]:
-    """The change y of the gradient and of the output bias."""
-    moved = sum(
-        leaf.outputs(factor.solve(r)) for leaf, factor, r in zip(problem.leaves, system.factors, right, strict=True)
-    )
-    first = cho_solve(system.coupling, moved + model.offset / model.curvature)
-    if not problem.output_bias:
-        return first, 0.0
-    ones = cho_solve(system.coupling, np.ones_like(first))
-    bias = -(model.gradient.sum() + first.sum()) / ones.sum()
-    return first + bias * ones, float(bias)
+def _solve(system: _System, right: list[Array], offset: Float[Array, " k"]) -> tuple[list[Array], float]:
+    """Points and output bias: H x + B'y = right, y = curvature (sum of B x + bias) + offset, 1'y = -(1'gradient)."""
+    reduced = [factor.reduce(r) for factor, r in zip(system.factors, right, strict=True)]
+    outputs = offset / system.curvature + sum(part.outputs for part in reduced)
+    found = system.coupling.solve([part.g for part in reduced], outputs, -float(system.gradient.sum()))
+    x = [
+        factor.expand(r, part, g, found.y)
+        for factor, r, part, g in zip(system.factors, right, reduced, found.g, strict=True)
+    ]
+    return x, found.bias
 
 
 def _longest(system: _System, direction: _Direction) -> float:
@@ -231,7 +239,7 @@ def _move(problem: Relaxation, point: Iterate, direction: _Direction, t: float) 
     x = [a + t * b for a, b in zip(point.x, direction.x, strict=True)]
     s, lam = along(point.s, direction.s), along(point.lam, direction.lam)
     bias = point.bias + t * direction.bias
-    f = _outputs(problem, x) + bias
+    f = problem.spread(_outputs(problem, x)) + bias
     return Iterate(x, s, lam, bias, direction.term.move(t, f), point.mu, point.residual)
 
 

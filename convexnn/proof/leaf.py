@@ -6,7 +6,8 @@ s_i = (t_i)_+, the relaxation keeps the moments
     G = E[(1, u)(1, u)'],  z_i = E[s_i],  and of the samples of a group also  W_i = E[s_i u],  S_ij = E[s_i s_j].
 
 The lower triangle of G is the vector g of length p = (d+1)(d+2)/2; S_ii = E[s_i t_i] = W_i'xh_i is substituted.
-A point of a leaf is one flat array [g, z of the free samples, then for each group z, W, the strict triangle of S].
+A point of a leaf is one flat array [g, z of the free samples, then for each group the rows (z_i, W_i) and the strict
+triangle of S].
 """
 
 from dataclasses import dataclass
@@ -177,15 +178,15 @@ class Leaf:
 
     def split(self, x: Array) -> tuple[Array, Array, Array, Array, Array]:
         """g, z of free samples, and of the groups z (J, m), W (J, m, d), S (J, pairs)."""
-        k, J, m, d = len(self.free), self.n_groups, self.m, self.d
+        k, J, m, width = len(self.free), self.n_groups, self.m, self.d + 1
         local = x[self.p + k :].reshape(J, self.n_local)
-        W = local[:, m : m + m * d].reshape(J, m, d)
-        return x[: self.p], x[self.p : self.p + k], local[:, :m], W, local[:, m + m * d :]
+        rows = local[:, : m * width].reshape(J, m, width)
+        return x[: self.p], x[self.p : self.p + k], rows[..., 0], rows[..., 1:], local[:, m * width :]
 
     def join(self, g: Array, z: Array, zl: Array, W: Array, S: Array) -> Array:
         """The flat point of its parts."""
-        local = np.concatenate([zl, W.reshape(self.n_groups, self.m * self.d), S], 1)
-        return np.concatenate([g, z, local.ravel()])
+        rows = np.concatenate([zl[..., None], W], -1).reshape(self.n_groups, self.m * (self.d + 1))
+        return np.concatenate([g, z, np.concatenate([rows, S], 1).ravel()])
 
     def outputs(self, x: Array) -> Float[Array, " n"]:
         """sign r_i E[s_i] of every sample: the contribution to the network's outputs."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from convexnn.proof.coupling import lifted_samples, moment_work, sample_work
 from convexnn.proof.leaf import Leaf
 
 EVERY = 10**9
@@ -40,23 +41,28 @@ MARGINS = {"fast": (1e-2, 1e-3), "tree": (1e-2, 1e-3, 1e-4)}  # of the dual poin
 
 def operations(leaves: Sequence[Leaf]) -> float:
     """Of one step of the interior point, roughly: what stages are compared by."""
-    n = len(leaves[0].rows)
-    total = n**3 / 3 + _STEP
+    n, p, lifted = len(leaves[0].rows), leaves[0].p, len(lifted_samples(leaves))
+    total = _STEP + min(moment_work(n, len(leaves), p, lifted), sample_work(n, len(leaves), p))
     for leaf in leaves:
-        p, L, moments = leaf.p, leaf.n_local, (leaf.d + 1 + leaf.m) ** 2 / 2
-        total += n * p * p + p**3 / 3 + n * n * p
-        total += leaf.n_groups * (L**3 / 3 + L * L * p + L * p * p + 8 * moments * moments + n * p * L)
+        L, moments = leaf.n_local, (leaf.d + 1 + leaf.m) ** 2 / 2
+        total += leaf.n_groups * (L**3 / 3 + L * L * p + L * p * p + 8 * moments * moments)
     return total
 
 
 def memory(leaves: Sequence[Leaf]) -> float:
     """Bytes at the peak of a step, roughly."""
-    n = len(leaves[0].rows)
-    total = 3.0 * n * n
+    total = joint_memory(len(leaves[0].rows), len(leaves), leaves[0].p, len(lifted_samples(leaves)))
     for leaf in leaves:
-        p, L, moments = leaf.p, leaf.n_local, (leaf.d + 1 + leaf.m) ** 2 / 2
-        total += 5 * n * p + 5 * p * p + leaf.n_groups * (L * L + L * p) + 3 * moments * moments
-    return 8 * total
+        L, k = leaf.n_local, leaf.d + 1
+        total += 8 * (leaf.n_groups * (L * L + L * leaf.p) + 4 * L * L + 5 * leaf.m * k**3)
+    return total
+
+
+def joint_memory(n: int, L: int, p: int, lifted: int) -> float:
+    """Bytes of what all leaves share: rows over G, and the smaller joint system."""
+    moments = moment_work(n, L, p, lifted) < sample_work(n, L, p)
+    system = 3 * (L * p) ** 2 + 2 * lifted * (lifted + L * p) if moments else 3 * n * n + n * p + 2 * L * p * p
+    return 8.0 * (system + 2 * (L + 1) * n * p + p * p + 150 * L * n)
 
 
 @dataclass

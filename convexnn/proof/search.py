@@ -17,7 +17,7 @@ from convexnn.proof.bound import NOTHING, ProvedBound, bound_at
 from convexnn.proof.groups import lifted
 from convexnn.proof.interior import Iterate, Relaxation, iterates
 from convexnn.proof.leaf import Leaf
-from convexnn.proof.plan import LIFTS, MARGINS, Clock, Lift, memory, operations
+from convexnn.proof.plan import LIFTS, MARGINS, Clock, Lift, joint_memory, memory, operations
 from convexnn.proof.simplicial import MOST_COLUMNS
 from convexnn.proof.slabs import parts_of, whole_sphere, widest
 
@@ -72,8 +72,7 @@ def check_size(n: int, d: int, how: str, available: float | None = None) -> None
     """Raise before something hopeless starts: says the memory that the smallest proof needs."""
     if how not in EFFORTS:
         raise InvalidInputError(f"proof={how!r} is not known; choose one of {', '.join(map(repr, EFFORTS))}, or None.")
-    p = (d + 1) * (d + 2) // 2
-    needed = 8.0 * (3 * n * n + 2 * (5 * n * p + 5 * p * p))
+    needed = joint_memory(n, 2, (d + 1) * (d + 2) // 2, 0)
     limit = 0.6 * (available if available is not None else free_memory())
     if needed > limit:
         raise InvalidInputError(

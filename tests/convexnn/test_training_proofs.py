@@ -9,6 +9,7 @@ import pytest
 import torch
 from convexnn_cases import problem_of
 from convexnn_references import exact_optimum
+from scipy.linalg import block_diag
 
 from certify.proof.artefact import RejectedError
 from certify.proof.check import check
@@ -20,6 +21,7 @@ from convexnn.proof import search as searching
 from convexnn.proof.artefact import written, written_cones
 from convexnn.proof.bound import NOTHING, bound_at
 from convexnn.proof.certificate import Multipliers, Region, region_bound, sphere_maximum
+from convexnn.proof.coupling import MomentCoupling, SampleCoupling
 from convexnn.proof.factor import factorise
 from convexnn.proof.groups import grouped, lifted
 from convexnn.proof.interior import Relaxation, iterates, start
@@ -210,20 +212,58 @@ def test_the_map_to_the_cones_and_its_adjoint(lifted_leaf):
     assert float(leaf.outputs(x) @ z) == pytest.approx(float(x @ leaf.outputs_adjoint(z)))
 
 
-def test_the_factor_solves_the_newton_matrix(lifted_leaf):
+@pytest.mark.parametrize("kind", [MomentCoupling, SampleCoupling])
+@pytest.mark.parametrize("output_bias", [False, True])
+def test_the_newton_system_is_solved(unchecked, kind, output_bias):
     """Against the matrix assembled column by column from the map and the scalings alone."""
-    leaf, s, lam = lifted_leaf
-    scalings = leaf.scale_at(s, lam)
+    leaves = _two_leaves()
+    rng, n = np.random.default_rng(1), len(leaves[0].rows)
+    relaxation = Relaxation(read_loss("squared", rng.standard_normal(n), n), 0.1, output_bias, leaves)
+    point = start(relaxation, 1.0)
+    lam = [[part * rng.uniform(0.5, 2.0) for part in cones] for cones in point.lam]
+    scalings = [leaf.scale_at(s, part) for leaf, s, part in zip(leaves, point.s, lam, strict=True)]
+    curvature, offset = rng.uniform(0.5, 2.0, n), rng.standard_normal(n)
+    right = [rng.standard_normal(leaf.size) for leaf in leaves]
+    matrix = newton_matrix(leaves, scalings, curvature, output_bias)
+    wanted = np.linalg.solve(matrix, np.concatenate([*right, -offset, [0.3 * output_bias]]))
+    factors = [factorise(leaf, part) for leaf, part in zip(leaves, scalings, strict=True)]
+    reduced = [factor.reduce(r) for factor, r in zip(factors, right, strict=True)]
+    found = kind(factors, 1 / curvature, output_bias).solve(
+        [part.g for part in reduced], offset + sum(part.outputs for part in reduced), 0.3
+    )
+    x = [f.expand(r, p, g, found.y) for f, r, p, g in zip(factors, right, reduced, found.g, strict=True)]
+    np.testing.assert_allclose(np.concatenate([*x, found.y, [found.bias]]), wanted, rtol=1e-6, atol=1e-8)
 
-    def apply(x):
-        return leaf.adjoint([k.unscale(k.primal(part)) for k, part in zip(scalings, leaf.forward(x), strict=True)])
 
-    H = np.stack([apply(e) for e in np.eye(leaf.size)], 1)
-    factor = factorise(leaf, scalings)
-    right = np.random.default_rng(1).standard_normal(leaf.size)
-    np.testing.assert_allclose(factor.solve(right), np.linalg.solve(H, right), rtol=1e-5, atol=1e-8)
-    B = np.stack([leaf.outputs(e) for e in np.eye(leaf.size)], 1)
-    np.testing.assert_allclose(factor.gram(), B @ np.linalg.solve(H, B.T), rtol=1e-5, atol=1e-8)
+def _two_leaves():
+    """One with a cut, both with groups that share samples, all kinds of samples in the first."""
+    problem = random_problem(3, "squared", n=14, d=3)
+    plus, minus = leaves_of(problem)
+    plus, _ = parts_of(plus, np.array([1.0, 0, 0]), 0.6)
+    plus = replace(plus, low=np.where(np.arange(14) == 13, 0.01, plus.low))  # one that is on
+    open_ = np.flatnonzero((plus.low < 0) & (plus.high > 0))
+    groups = open_[:6].reshape(2, 3)
+    return replace(plus, groups=groups), replace(minus, groups=np.array([[groups[0, 1], open_[7], open_[8]]]))
+
+
+def newton_matrix(leaves, scalings, curvature, output_bias):
+    """Of (x of all leaves, y, bias): [H, B', 0; B, -1/curvature, 1; 0, 1', 0]."""
+
+    def hessian(leaf, parts):
+        def apply(x):
+            return leaf.adjoint([k.unscale(k.primal(part)) for k, part in zip(parts, leaf.forward(x), strict=True)])
+
+        return np.stack([apply(e) for e in np.eye(leaf.size)], 1)
+
+    B = np.concatenate([np.stack([leaf.outputs(e) for e in np.eye(leaf.size)], 1) for leaf in leaves], 1)
+    n, size = B.shape
+    out = np.zeros((size + n + 1, size + n + 1))
+    out[:size, :size] = block_diag(*(hessian(leaf, parts) for leaf, parts in zip(leaves, scalings, strict=True)))
+    out[:size, size:-1], out[size:-1, :size] = B.T, B
+    out[size:-1, size:-1] = -np.diag(1 / curvature)
+    out[size:-1, -1] = out[-1, size:-1] = float(output_bias)
+    out[-1, -1] = 1.0 - output_bias
+    return out
 
 
 @pytest.mark.parametrize("groups", [False, True])
