@@ -22,6 +22,7 @@ from benchmarks.proofs import WEIGHT_DECAY, problem
 from convexnn.data import read_loss
 from convexnn.problem import Problem
 from convexnn.proof.bound import bound_at
+from convexnn.proof.copies import Copies
 from convexnn.proof.groups import lifted
 from convexnn.proof.interior import Iterate, Relaxation, iterates
 from convexnn.proof.leaf import Leaf
@@ -88,7 +89,7 @@ def by_interior_point(task: Problem, leaves: tuple[Leaf, ...], aim: float) -> tu
     """Best certified bound, CPU seconds until it reaches the aim, the last iterate."""
     begin, best = time.process_time(), -np.inf
     zero = float(task.loss.value(torch.zeros_like(task.loss.targets)))
-    relaxation = Relaxation(task.loss, task.weight_decay, task.output_bias, leaves)
+    relaxation = Relaxation(task.loss, task.weight_decay, task.output_bias, leaves, Copies.of(task.X.numpy()))
     point = None
     for point in iterates(relaxation, zero / task.weight_decay / 2):
         best = max(best, bound_at(task, relaxation, point).value)

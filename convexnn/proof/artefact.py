@@ -60,7 +60,8 @@ def written(
     Raises SolverError where no shrinkage up to 1e-3 makes up for rounding.
     """
     data = data_of(problem)
-    rows = scaled_rows(data.X)
+    zeros = Dyadic([0] * len(data.X.values), 0)
+    rows = scaled_rows(checker.distinct(data.X, zeros)[0])
     reason = ""
     for shrinkage in _SHRINKAGES:
         try:
@@ -100,10 +101,11 @@ def written_cones(
     data = data_of(problem)
     _, scale = _scale(data)
     dual = Dyadic(_balanced(_whole(v * (1 - 1e-9), scale), data), scale)
+    X, sums = checker.distinct(data.X, dual)
     try:
-        span = None if basis is None else span_of(data.X, basis)
-        X, decay = (data.X, data.weight_decay) if span is None else within(data.X, dual, data.weight_decay, span, "it")
-        found = _coverings(X, dual, _float(decay), seconds, workers)
+        span = None if basis is None else span_of(X, basis)
+        X, decay = (X, data.weight_decay) if span is None else within(X, sums, data.weight_decay, span, "it")
+        found = _coverings(X, sums, _float(decay), seconds, workers)
         if found is None:
             return None
         extra = {} if span is None else {"span": {"basis": as_json(span.basis), "rows": as_json(span.rows)}}
@@ -142,7 +144,8 @@ def _attempt(
     decay, scale = _scale(data)
     dual = Dyadic(_balanced(_whole(proof.v * (1 - shrinkage), scale), data), scale)
     regions = [scaled_by(p, 1 - shrinkage) for p in proof.regions]
-    signs = [_sign(rows, dual, [p for p in regions if p.sign == sign], decay, basis) for sign in (1, -1)]
+    _, sums = checker.distinct(data.X, dual)
+    signs = [_sign(rows, sums, [p for p in regions if p.sign == sign], decay, basis) for sign in (1, -1)]
     return finished(data, dual, signs, neurons)
 
 

@@ -45,7 +45,8 @@ def bound_at(problem: Problem, relaxation: Relaxation, point: Iterate) -> Proved
     """The bound that an iterate's dual point and multipliers prove; any iterate gives a valid one."""
     V = problem.admit(torch.from_numpy(point.dual_point()[:, None]))
     v = V.numpy()[:, 0]
-    proofs = [_region(leaf, lam, v) for leaf, lam in zip(relaxation.leaves, point.lam, strict=True)]
+    rows = relaxation.copies.gather(v)
+    proofs = [_region(leaf, lam, rows) for leaf, lam in zip(relaxation.leaves, point.lam, strict=True)]
     largest = max(region_bound(proof.region, w, proof.multipliers) for proof, w in proofs)
     if not np.isfinite(largest):
         return NOTHING
@@ -55,7 +56,7 @@ def bound_at(problem: Problem, relaxation: Relaxation, point: Iterate) -> Proved
     return ProvedBound(dual.bound, scaled, tuple(scaled_by(proof, s) for proof, _ in proofs))
 
 
-def _region(leaf: Leaf, lam: list[Array], v: Float[Array, " n"]) -> tuple[RegionProof, Float[Array, " n"]]:
+def _region(leaf: Leaf, lam: list[Array], v: Float[Array, " k"]) -> tuple[RegionProof, Float[Array, " k"]]:
     w = leaf.sign * leaf.radii * v
     return RegionProof(leaf.sign, region_of(leaf), multipliers_of(leaf, lam, w)), w
 

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from joblib import Parallel, delayed
 from scipy.linalg import LinAlgError
 
 from convexnn.losses import AbstractLoss, HingeLoss
 from convexnn.proof.cones import AbstractScaling
+from convexnn.proof.copies import Copies
 from convexnn.proof.coupling import AbstractCoupling, couple
 from convexnn.proof.factor import LeafFactor, factorise
 from convexnn.proof.leaf import Cones, Leaf
@@ -27,22 +28,14 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Relaxation:
-    """The leaves of both signs over the distinct rows of one set of data; ``copies`` has the row of every sample."""
+    """The leaves of both signs over the distinct rows of one set of data."""
 
     loss: AbstractLoss
     weight_decay: float
     output_bias: bool
     leaves: tuple[Leaf, ...]
+    copies: Copies
     workers: int = 1  # threads that share the leaves
-    copies: Int[Array, " n"] | None = None  # None: every sample is a row of its own
-
-    def spread(self, f: Float[Array, " k"]) -> Float[Array, " n"]:
-        """From rows to samples."""
-        return f if self.copies is None else f[self.copies]
-
-    def gather(self, v: Float[Array, " n"]) -> Float[Array, " k"]:
-        """Adjoint of :meth:`spread`."""
-        return v if self.copies is None else np.bincount(self.copies, v, len(self.leaves[0].rows))
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class Iterate:
 def start(problem: Relaxation, theta: float) -> Iterate:
     """Uniform moments, slacks pushed inside, multipliers on the central path of a guessed parameter."""
     x = [leaf.start(theta) for leaf in problem.leaves]
-    f = problem.spread(_outputs(problem, x))
+    f = problem.copies.spread(_outputs(problem, x))
     hinge = isinstance(problem.loss, HingeLoss)
     term: AbstractTerm = HingeTerm.begin(problem.loss, f) if hinge else SmoothTerm(problem.loss, f)
     mu = problem.weight_decay * theta / (problem.leaves[0].d + 1)
@@ -126,7 +119,7 @@ def _prepare(problem: Relaxation, point: Iterate) -> _System:
         delayed(factorise)(leaf, scaling) for leaf, scaling in zip(leaves, scalings, strict=True)
     )
     model = point.term.model(0.0, False)
-    gradient, curvature = problem.gather(model.gradient), problem.gather(model.curvature)
+    gradient, curvature = problem.copies.gather(model.gradient), problem.copies.gather(model.curvature)
     primal = [
         [a - b for a, b in zip(leaf.forward(x), s, strict=True)]
         for leaf, x, s in zip(leaves, point.x, point.s, strict=True)
@@ -172,8 +165,8 @@ def _direction(
             leaves, system.scalings, wanted, system.primal, system.dual, strict=True
         )
     ]
-    x, bias = _solve(system, right, problem.gather(model.offset))
-    df = problem.spread(_outputs(problem, x)) + bias
+    x, bias = _solve(system, right, problem.copies.gather(model.offset))
+    df = problem.copies.spread(_outputs(problem, x)) + bias
     ds = [
         [a + b for a, b in zip(leaf.forward(dx), primal, strict=True)]
         for leaf, dx, primal in zip(leaves, x, system.primal, strict=True)
@@ -239,7 +232,7 @@ def _move(problem: Relaxation, point: Iterate, direction: _Direction, t: float) 
     x = [a + t * b for a, b in zip(point.x, direction.x, strict=True)]
     s, lam = along(point.s, direction.s), along(point.lam, direction.lam)
     bias = point.bias + t * direction.bias
-    f = problem.spread(_outputs(problem, x)) + bias
+    f = problem.copies.spread(_outputs(problem, x)) + bias
     return Iterate(x, s, lam, bias, direction.term.move(t, f), point.mu, point.residual)
 
 

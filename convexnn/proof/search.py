@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from convexnn.neurons import Neurons
 from convexnn.problem import Problem
 from convexnn.proof.artefact import WrittenProof, written, written_cones
 from convexnn.proof.bound import NOTHING, ProvedBound, bound_at
+from convexnn.proof.copies import Copies
 from convexnn.proof.groups import lifted
 from convexnn.proof.interior import Iterate, Relaxation, iterates
 from convexnn.proof.leaf import Leaf
@@ -54,6 +56,11 @@ class ProofSearch:
     best: WrittenProof | None = None
     trace: list[ProofStage] = field(default_factory=list)
     interrupted: bool = False
+
+    @cached_property
+    def copies(self) -> Copies:
+        """Which samples have equal rows."""
+        return Copies.of(self.full.X.cpu().numpy())
 
     def offer(self, name: str, proof: WrittenProof | None) -> None:
         """Keep the better one."""
@@ -102,7 +109,7 @@ def _stages(search: ProofSearch, v: Float[Array, " n"], how: str) -> None:
     if search.best is not None and search.done():
         return  # resumed, and nothing is left to do
     clock = Clock(search.deadline)
-    leaves: tuple[Leaf, ...] = _roots(search.reduced)
+    leaves: tuple[Leaf, ...] = _roots(search)
     points = _timed(search, clock, leaves, "root")
     _cones(search, clock, v, how)
     partings = 0
@@ -116,7 +123,7 @@ def _stages(search: ProofSearch, v: Float[Array, " n"], how: str) -> None:
             points, partings = _timed(search, clock, leaves, f"{len(leaves)} slabs"), partings + 1
             if search.done() or points is None:
                 return
-        lifts = _lifted(leaves, points, lift)
+        lifts = _lifted(search, leaves, points, lift)
         if lifts is leaves or memory(lifts) > 0.6 * free_memory():
             continue
         if not clock.allows(operations(lifts)):
@@ -161,17 +168,17 @@ def _parted(leaves: tuple[Leaf, ...], points: list[Array]) -> tuple[Leaf, ...]:
     return tuple(part for pair in parts for part in pair)
 
 
-def _lifted(leaves: tuple[Leaf, ...], point: Iterate, lift: Lift) -> tuple[Leaf, ...]:
+def _lifted(search: ProofSearch, leaves: tuple[Leaf, ...], point: Iterate, lift: Lift) -> tuple[Leaf, ...]:
     """The leaves with groups; as they are where nothing can be lifted."""
-    n = len(leaves[0].rows)
-    groups = lifted(leaves, point.x, point.dual_point(), min(lift.n_lifted, len(leaves) * n), min(lift.m, n))
+    n, v = len(leaves[0].rows), search.copies.gather(point.dual_point())
+    groups = lifted(leaves, point.x, v, min(lift.n_lifted, len(leaves) * n), min(lift.m, n))
     if not any(len(part) for part in groups):
         return leaves
     return tuple(replace(leaf, groups=part) for leaf, part in zip(leaves, groups, strict=True))
 
 
-def _roots(problem: Problem) -> tuple[Leaf, Leaf]:
-    X = problem.X.cpu().numpy()
+def _roots(search: ProofSearch) -> tuple[Leaf, Leaf]:
+    X = search.reduced.X.cpu().numpy()[search.copies.first]
     radii = np.linalg.norm(X, axis=1)
     rows = X / np.maximum(radii, 1e-300)[:, None]
     return whole_sphere(1.0, rows, radii), whole_sphere(-1.0, rows, radii)
@@ -181,7 +188,9 @@ def _timed(search: ProofSearch, clock: Clock, leaves: tuple[Leaf, ...], name: st
     """Solve a relaxation and offer its proof; the last point, None where there is none."""
     clock.begin()
     problem = search.reduced
-    relaxation = Relaxation(problem.loss, problem.weight_decay, problem.output_bias, leaves, search.workers)
+    relaxation = Relaxation(
+        problem.loss, problem.weight_decay, problem.output_bias, leaves, search.copies, search.workers
+    )
     best, last = NOTHING, None
     for point, proof in _converging(problem, relaxation, search):
         last = point

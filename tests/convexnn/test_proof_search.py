@@ -14,6 +14,7 @@ from certify.proof.check import check_file
 from certify.proof.writing import save
 from convexnn.errors import InvalidInputError
 from convexnn.gap import optimality_gap
+from convexnn.proof.copies import Copies
 from convexnn.proof.interior import Relaxation, iterates
 from convexnn.proof.plan import LIFTS, Clock, Lift, memory, operations
 from convexnn.proof.resume import tried
@@ -134,9 +135,10 @@ def test_the_clock_passes_over_what_would_be_late():
 
 def test_threads_change_nothing():
     problem = replace(problem_of("squared", 20, 3, 0.05), output_bias=False)
-    leaves = grouped_leaves(20, 3, 2, 4)
+    leaves, copies = grouped_leaves(20, 3, 2, 4), Copies.of(problem.X.numpy())
     points = [
-        list(iterates(Relaxation(problem.loss, 0.05, False, leaves, workers), 1.0, 5))[-1].x for workers in (1, 2)
+        list(iterates(Relaxation(problem.loss, 0.05, False, leaves, copies, workers), 1.0, 5))[-1].x
+        for workers in (1, 2)
     ]
     for one, two in zip(*points, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-12)

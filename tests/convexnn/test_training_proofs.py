@@ -21,6 +21,7 @@ from convexnn.proof import search as searching
 from convexnn.proof.artefact import written, written_cones
 from convexnn.proof.bound import NOTHING, bound_at
 from convexnn.proof.certificate import Multipliers, Region, region_bound, sphere_maximum
+from convexnn.proof.copies import Copies
 from convexnn.proof.coupling import MomentCoupling, SampleCoupling
 from convexnn.proof.factor import factorise
 from convexnn.proof.groups import grouped, lifted
@@ -50,15 +51,19 @@ def random_problem(seed, loss, n=None, d=None):
     )
 
 
+def copies_of(problem):
+    return Copies.of(problem.X.numpy())
+
+
 def leaves_of(problem):
-    X = problem.X.numpy()
+    X = problem.X.numpy()[copies_of(problem).first]
     radii = np.linalg.norm(X, axis=1)
     return tuple(whole_sphere(sign, X / radii[:, None], radii) for sign in (1.0, -1.0))
 
 
 def relaxed(problem, leaves):
     """All iterates with their bounds."""
-    relaxation = Relaxation(problem.loss, problem.weight_decay, problem.output_bias, leaves)
+    relaxation = Relaxation(problem.loss, problem.weight_decay, problem.output_bias, leaves, copies_of(problem))
     found = []
     for point in iterates(relaxation, 1.0, 40):
         found.append((point, bound_at(problem, relaxation, point)))
@@ -192,7 +197,7 @@ def _lifted_leaf():
     leaf, _ = parts_of(leaves_of(problem)[0], np.array([1.0, 0, 0]), 0.6)
     open_ = np.flatnonzero((leaf.low < 0) & (leaf.high > 0))
     leaf = replace(leaf, groups=grouped(leaf.rows, open_, 3)[:2])
-    point = start(Relaxation(problem.loss, 0.1, False, (leaf,)), 1.0)
+    point = start(Relaxation(problem.loss, 0.1, False, (leaf,), copies_of(problem)), 1.0)
     return leaf, point.s[0], point.lam[0]
 
 
@@ -218,7 +223,9 @@ def test_the_newton_system_is_solved(unchecked, kind, output_bias):
     """Against the matrix assembled column by column from the map and the scalings alone."""
     leaves = _two_leaves()
     rng, n = np.random.default_rng(1), len(leaves[0].rows)
-    relaxation = Relaxation(read_loss("squared", rng.standard_normal(n), n), 0.1, output_bias, leaves)
+    relaxation = Relaxation(
+        read_loss("squared", rng.standard_normal(n), n), 0.1, output_bias, leaves, Copies.of(leaves[0].rows)
+    )
     point = start(relaxation, 1.0)
     lam = [[part * rng.uniform(0.5, 2.0) for part in cones] for cones in point.lam]
     scalings = [leaf.scale_at(s, part) for leaf, s, part in zip(leaves, point.s, lam, strict=True)]

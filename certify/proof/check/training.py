@@ -6,7 +6,9 @@ For every network f(x) = sum_j a_j (x'u_j)_+ + b and every v in the domain of th
 
 if |v'(Xu)_+| <= weight_decay for all unit vectors u: weak duality (Pilanci & Ergen, ICML 2020). A file holds v and, for
 either sign, a tree of slabs whose leaves cover the sphere, with a proof for each leaf (``spheres``), or a tree of cones
-(``simplices``). A network in the file is evaluated exactly; each of its neurons is counted in balanced form.
+(``simplices``). Both are about the distinct rows of X: samples with equal rows x count as one, with the sum of their
+v_i, since they have the same (x'u)_+. A network in the file is evaluated exactly; each of its neurons is counted in
+balanced form.
 """
 
 from dataclasses import dataclass
@@ -182,15 +184,24 @@ def _proved_bound(data: Data, proof: Any) -> Fraction:
     held = fields(proof, "the proof", "v", "signs")
     v = dyadic(held["v"], (len(data.targets.values),), "v")
     require(not data.output_bias or sum(v.values) == 0, "v does not sum to zero, as an output bias demands")
-    rows, work = scaled_rows(data.X), Work()
+    X, sums = distinct(data.X, v)
+    rows, work = scaled_rows(X), Work()
     for sign, name, part in zip((1, -1), ("plus", "minus"), items(held["signs"], 2, "signs"), strict=True):
         if type(part) is dict and "cones" in part:
-            check_cones(data.X, v, sign, data.weight_decay, part, name, work)
+            check_cones(X, sums, sign, data.weight_decay, part, name, work)
             continue
-        w = scaled_dual(rows, v, sign)
-        for leaf in leaves_of(part, len(data.X.values[0]), name):
+        w = scaled_dual(rows, sums, sign)
+        for leaf in leaves_of(part, len(X.values[0]), name):
             check_region(rows, w, data.weight_decay, leaf, work)
     return dual_value(data.loss, fractions(v), fractions(data.targets), data.shares)
+
+
+def distinct(X: Dyadic, v: Dyadic) -> tuple[Dyadic, Dyadic]:
+    """The distinct rows of X in the order in which they first appear, and the sums of v over the samples of each."""
+    sums: dict[tuple[int, ...], int] = {}
+    for row, value in zip(X.values, v.values, strict=True):
+        sums[tuple(row)] = sums.get(tuple(row), 0) + value
+    return Dyadic([list(row) for row in sums], X.scale), Dyadic(list(sums.values()), v.scale)
 
 
 def objective_above(data: Data, network: Network) -> Fraction:
