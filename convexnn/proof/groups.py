@@ -20,17 +20,25 @@ def slack_of(leaf: Leaf, x: Array, v: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def grouped(
-    rows: Float[Array, "n d"], chosen: Int[Array, " k"], m: int, parallel: float = 1 - 1e-6
+    rows: Float[Array, "n d"],
+    chosen: Int[Array, " k"],
+    m: int,
+    *,
+    slack: Float[Array, " n"] | None = None,
+    parallel: float = 1 - 1e-6,
 ) -> Int[Array, "J m"]:
     """Full groups of m: the most important sample left, with the m - 1 others most parallel to it.
 
-    Samples parallel up to rounding never share a group: their moments leave the relaxation without an interior.
+    With ``slack`` the others weigh in as slack / (1 - |cosine|)^2. Samples parallel up to rounding never share a group:
+    their moments leave the relaxation without an interior.
     """
     left, groups = list(chosen), []
     while len(left) >= m:
         group = [left.pop(0)]
-        order = np.argsort(-np.abs(rows[left] @ rows[group[0]]), kind="stable")
-        for k in order:
+        score = np.abs(rows[left] @ rows[group[0]])
+        if slack is not None:
+            score = slack[left] / (1 + 1e-6 - score) ** 2
+        for k in np.argsort(-score, kind="stable"):
             if len(group) < m and np.abs(rows[group] @ rows[left[k]]).max() < parallel:
                 group.append(left[k])
         if len(group) == m:
@@ -40,7 +48,13 @@ def grouped(
 
 
 def lifted(
-    leaves: tuple[Leaf, ...], points: list[Array], v: Float[Array, " n"], n_lifted: int, m: int
+    leaves: tuple[Leaf, ...],
+    points: list[Array],
+    v: Float[Array, " n"],
+    n_lifted: int,
+    m: int,
+    *,
+    by_slack: bool = False,
 ) -> list[Int[Array, "J m"]]:
     """Groups of every leaf: the samples that slack the most over all leaves, at most ``n_lifted`` of them."""
     slack = np.stack([slack_of(leaf, x, v) for leaf, x in zip(leaves, points, strict=True)])
@@ -48,4 +62,6 @@ def lifted(
     order = np.argsort(-slack, axis=None, kind="stable")[:n_lifted]
     order = order[slack.ravel()[order] > 1e-9 * slack.max()]
     which, sample = np.unravel_index(order, slack.shape)
-    return [grouped(leaf.rows, sample[which == k], m) for k, leaf in enumerate(leaves)]
+    return [
+        grouped(leaf.rows, sample[which == k], m, slack=slack[k] if by_slack else None) for k, leaf in enumerate(leaves)
+    ]

@@ -9,43 +9,45 @@ from convexnn.proof.leaf import Leaf
 
 EVERY = 10**9
 
-_STEP = 3e7  # operations that a step costs however small it is: the overhead of the interpreter
+# Operations that leaves, groups and samples cost besides arithmetic: the overhead of the interpreter and of memory.
+_LEAF, _GROUP, _SAMPLE = 1e8, 1.5e7, 8e4
 
 
 @dataclass(frozen=True)
 class Lift:
-    """A relaxation: how often every region is parted, and samples lifted in groups of m."""
+    """A relaxation: how often every region is parted, and samples lifted in groups of m.
+
+    Groups hold samples that are nearly parallel, or with ``by_slack`` those that are both parallel and important: the
+    first is better where labels are noise, the second where few samples matter.
+    """
 
     partings: int
     n_lifted: int
     m: int
+    by_slack: bool = False
 
     def order(self) -> tuple[int, int, int]:
         """Finer relaxations have larger ones."""
         return (self.partings, self.m, self.n_lifted)
 
 
-LIFTS = {
+FIRST = {
     "fast": (Lift(0, 200, 10),),
-    "tree": (
-        Lift(0, 200, 10),
-        Lift(0, 400, 10),
-        Lift(0, 400, 20),
-        Lift(0, 400, 30),
-        Lift(0, EVERY, 30),
-        *(Lift(k, EVERY, 20) for k in range(1, 12)),
-    ),
+    "tree": (Lift(0, 200, 10), Lift(0, 400, 10), Lift(0, 400, 10, True), Lift(0, EVERY, 10)),
 }
+LARGER = {"fast": (), "tree": (20, 30, 40, 60)}  # groups in which the best of the first is tried again
+SLABS = {"fast": (), "tree": tuple(Lift(k, EVERY, 20) for k in range(1, 12))}
 MARGINS = {"fast": (1e-2, 1e-3), "tree": (1e-2, 1e-3, 1e-4)}  # of the dual point, for proofs by cones
 
 
 def operations(leaves: Sequence[Leaf]) -> float:
     """Of one step of the interior point, roughly: what stages are compared by."""
     n, p, lifted = len(leaves[0].rows), leaves[0].p, len(lifted_samples(leaves))
-    total = _STEP + min(moment_work(n, len(leaves), p, lifted), sample_work(n, len(leaves), p))
+    total = len(leaves) * (_LEAF + _SAMPLE * n)
+    total += min(moment_work(n, len(leaves), p, lifted), sample_work(n, len(leaves), p))
     for leaf in leaves:
         L, moments = leaf.n_local, (leaf.d + 1 + leaf.m) ** 2 / 2
-        total += leaf.n_groups * (L**3 / 3 + L * L * p + L * p * p + 8 * moments * moments)
+        total += leaf.n_groups * (_GROUP + L**3 / 3 + L * L * p + L * p * p + 8 * moments * moments)
     return total
 
 

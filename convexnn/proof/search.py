@@ -19,7 +19,7 @@ from convexnn.proof.copies import Copies
 from convexnn.proof.groups import lifted
 from convexnn.proof.interior import Iterate, Relaxation, iterates
 from convexnn.proof.leaf import Leaf
-from convexnn.proof.plan import LIFTS, MARGINS, Clock, Lift, joint_memory, memory, operations
+from convexnn.proof.plan import FIRST, LARGER, MARGINS, SLABS, Clock, Lift, joint_memory, memory, operations
 from convexnn.proof.simplicial import MOST_COLUMNS
 from convexnn.proof.slabs import parts_of, whole_sphere, widest
 
@@ -110,26 +110,78 @@ def _stages(search: ProofSearch, v: Float[Array, " n"], how: str) -> None:
         return  # resumed, and nothing is left to do
     clock = Clock(search.deadline)
     leaves: tuple[Leaf, ...] = _roots(search)
-    points = _timed(search, clock, leaves, "root")
-    _cones(search, clock, v, how)
-    partings = 0
-    for lift in LIFTS[how]:
-        if search.done() or points is None:
-            return
+    point, _ = _timed(search, clock, leaves, "root")
+    few = search.reduced.n_inputs < MOST_COLUMNS
+    if few:
+        _cones(search, clock, v, how)
+    if point is None or not _groups(search, clock, leaves, point, how):
+        return
+    if not few:
+        _cones(search, clock, v, how)
+    _slabs(search, clock, leaves, point, how)
+
+
+def _groups(search: ProofSearch, clock: Clock, leaves: tuple[Leaf, ...], points: Iterate, how: str) -> bool:
+    """Small groups of several kinds, then larger ones of the kind that gave most; whether there is time for more."""
+    tried: list[_Tried] = []
+    for lift in FIRST[how]:
+        if search.done() or not _lift(search, clock, leaves, points, lift, tried):
+            return False
+    for m in LARGER[how]:
+        if search.done() or not tried:
+            break
+        lift = replace(max(tried, key=lambda one: one.value).lift, m=m)
         if search.known is not None and lift.order() <= search.known:
             continue  # what the proof that is resumed has tried
-        while partings < lift.partings:
-            leaves = _parted(leaves, points.x)
-            points, partings = _timed(search, clock, leaves, f"{len(leaves)} slabs"), partings + 1
-            if search.done() or points is None:
-                return
-        lifts = _lifted(search, leaves, points, lift)
-        if lifts is leaves or memory(lifts) > 0.6 * free_memory():
-            continue
-        if not clock.allows(operations(lifts)):
+        if not _lift(search, clock, leaves, points, lift, tried):
+            break
+    return not search.done()
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A relaxation with groups that has been solved, and its bound in float64."""
+
+    lift: Lift
+    leaves: tuple[Leaf, ...]
+    value: float
+
+
+def _lift(
+    search: ProofSearch,
+    clock: Clock,
+    leaves: tuple[Leaf, ...],
+    points: Iterate,
+    lift: Lift,
+    tried: list[_Tried],
+) -> bool:
+    """Solve a relaxation with groups, unless it has none or has been solved; False where it would take too long."""
+    lifts = _lifted(search, leaves, points, lift)
+    if lifts is leaves or any(_same(lifts, one.leaves) for one in tried) or memory(lifts) > 0.6 * free_memory():
+        return True
+    if not clock.allows(operations(lifts)):
+        return False
+    name = f"{sum(leaf.groups.size for leaf in lifts)} samples lifted in groups of {lift.m}"
+    parted = f", {len(leaves)} slabs" if lift.partings else ""
+    tried.append(_Tried(lift, lifts, _timed(search, clock, lifts, name + parted)[1]))
+    return True
+
+
+def _same(one: tuple[Leaf, ...], other: tuple[Leaf, ...]) -> bool:
+    return all(np.array_equal(a.groups, b.groups) for a, b in zip(one, other, strict=True))
+
+
+def _slabs(search: ProofSearch, clock: Clock, leaves: tuple[Leaf, ...], point: Iterate | None, how: str) -> None:
+    """Part every region, lift in all of them, and again."""
+    for lift in SLABS[how]:
+        if search.done() or point is None:
             return
-        name = f"{sum(leaf.groups.size for leaf in lifts)} samples lifted in groups of {lift.m}"
-        _timed(search, clock, lifts, name + (f", {len(leaves)} slabs" if partings else ""))
+        leaves = _parted(leaves, point.x)
+        point, _ = _timed(search, clock, leaves, f"{len(leaves)} slabs")
+        if search.done() or point is None or (search.known is not None and lift.order() <= search.known):
+            continue
+        if not _lift(search, clock, leaves, point, lift, []):
+            return
 
 
 def _cones(search: ProofSearch, clock: Clock, v: Float[Array, " n"], how: str) -> None:
@@ -171,7 +223,7 @@ def _parted(leaves: tuple[Leaf, ...], points: list[Array]) -> tuple[Leaf, ...]:
 def _lifted(search: ProofSearch, leaves: tuple[Leaf, ...], point: Iterate, lift: Lift) -> tuple[Leaf, ...]:
     """The leaves with groups; as they are where nothing can be lifted."""
     n, v = len(leaves[0].rows), search.copies.gather(point.dual_point())
-    groups = lifted(leaves, point.x, v, min(lift.n_lifted, len(leaves) * n), min(lift.m, n))
+    groups = lifted(leaves, point.x, v, min(lift.n_lifted, len(leaves) * n), min(lift.m, n), by_slack=lift.by_slack)
     if not any(len(part) for part in groups):
         return leaves
     return tuple(replace(leaf, groups=part) for leaf, part in zip(leaves, groups, strict=True))
@@ -184,8 +236,8 @@ def _roots(search: ProofSearch) -> tuple[Leaf, Leaf]:
     return whole_sphere(1.0, rows, radii), whole_sphere(-1.0, rows, radii)
 
 
-def _timed(search: ProofSearch, clock: Clock, leaves: tuple[Leaf, ...], name: str) -> Iterate | None:
-    """Solve a relaxation and offer its proof; the last point, None where there is none."""
+def _timed(search: ProofSearch, clock: Clock, leaves: tuple[Leaf, ...], name: str) -> tuple[Iterate | None, float]:
+    """Solve a relaxation and offer its proof; the last point, None where there is none, and the bound in float64."""
     clock.begin()
     problem = search.reduced
     relaxation = Relaxation(
@@ -201,7 +253,7 @@ def _timed(search: ProofSearch, clock: Clock, leaves: tuple[Leaf, ...], name: st
         search.offer(name, _written(search, best))
     if last is not None:
         search.mass = sum(float(x[0]) for x in last.x)
-    return last
+    return last, best.value
 
 
 def _written(search: ProofSearch, proof: ProvedBound) -> WrittenProof | None:

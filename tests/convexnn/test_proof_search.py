@@ -16,7 +16,7 @@ from convexnn.errors import InvalidInputError
 from convexnn.gap import optimality_gap
 from convexnn.proof.copies import Copies
 from convexnn.proof.interior import Relaxation, iterates
-from convexnn.proof.plan import LIFTS, Clock, Lift, memory, operations
+from convexnn.proof.plan import FIRST, LARGER, SLABS, Clock, Lift, memory, operations
 from convexnn.proof.resume import tried
 from convexnn.proof.slabs import parts_of, whole_sphere
 from convexnn.training import train
@@ -64,7 +64,9 @@ def bounds_of(gap):
 
 
 def test_more_time_is_never_worse_and_a_tree_parts_regions(trained, tmp_path, monkeypatch):
-    monkeypatch.setitem(LIFTS, "tree", (Lift(0, 20, 4), Lift(1, 30, 4)))
+    monkeypatch.setitem(FIRST, "tree", (Lift(0, 20, 4), Lift(0, 20, 4, True), Lift(0, 20, 4)))
+    monkeypatch.setitem(LARGER, "tree", ())
+    monkeypatch.setitem(SLABS, "tree", (Lift(1, 30, 4),))
     first = gap_of(trained, proof="tree", timeout=None, tol=1e-9, out=tmp_path / "a.json", workers=2)
     bounds = bounds_of(first)
     assert all(a <= b for a, b in pairwise(bounds))
