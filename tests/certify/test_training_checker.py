@@ -205,6 +205,14 @@ def test_ranges_without_slabs_are_the_radii():
         spheres.exact_ranges(rows, [], [[[0], [0]]] * 2, "it")
 
 
+def test_slabs_that_cut_nothing_leave_the_radii():
+    rows = spheres.scaled_rows(exact(np.array([[3.0, 4.0], [-1.0, 0.0], [0.0, 0.0]])))
+    whole = [spheres.Slab([1 << BITS, 0], -(1 << BITS), 1 << BITS)]
+    low, high = spheres.exact_ranges(rows, whole, [[[0], [0]]] * 3, "it")
+    assert high == rows.radii
+    assert low == [-r for r in rows.radii]
+
+
 def test_trees_give_each_leaf_its_slabs():
     split = {"omega": {"scale": 1, "values": [2, 0]}, "at": {"scale": 2, "values": 1}}
     other = {"omega": {"scale": 0, "values": [3, 4]}, "at": {"scale": 0, "values": -2}}
@@ -218,6 +226,9 @@ def test_trees_give_each_leaf_its_slabs():
     for order in ([0, -1, 1, -1], [0, -1, 1, -1, -1, -1], [-1, -1, -1], [0, -1, -1], [2, -1, -1]):
         with pytest.raises(RejectedError):
             list(trees.leaves_of({**tree, "order": order}, 2, "it"))
+    for order, leaves in (([0, -1], ["a"]), ([0, -1, 1, -1], ["a", "b"]), ([], [])):  # as many leaves as proofs
+        with pytest.raises(RejectedError, match="cover"):
+            list(trees.leaves_of({**tree, "order": order, "leaves": leaves}, 2, "it"))
 
 
 # ---- groups

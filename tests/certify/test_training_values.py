@@ -1,5 +1,6 @@
 """Cones, losses, networks and claims in the checker of training proofs: identities and closed forms."""
 
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from math import exp, floor, log, log1p
 
@@ -9,6 +10,7 @@ import pytest
 from certify.proof.artefact import RejectedError, Work
 from certify.proof.check import losses, simplices, training
 from certify.proof.check.elementary import entropy_below, exp_above, log_above, log_below, softplus_above
+from certify.proof.check.given import Samples, compare_samples
 from certify.proof.writing import exact
 
 
@@ -50,6 +52,15 @@ def test_cones_of_a_splitting_cover_the_plane():
     for order in ([2, -1, -1, -1, -1, -1], [-1] * 3, [-1] * 5, [0, *[-1] * 5], [3, *[-1] * 5]):
         with pytest.raises(RejectedError):
             list(simplices._leaves(order, 2, "it"))
+
+
+def test_rows_below_zero_at_a_ray_add_nothing_to_its_height():
+    """(u_1 - u_2)_+ + (u_2 - u_1)_+ = |u_1 - u_2| is 1 at every ray: interpolated, h = (1, +-1) on every quadrant."""
+    X, v = exact(np.array([[1.0, -1.0], [-1.0, 1.0]])), exact(np.array([1.0, 1.0]))
+    simplices.check_cones(X, v, 1, exact(np.array(1.4143)), {"cones": [-1] * 4}, "it", Work())
+    for weight in (1.414, 0.9, 0.1):
+        with pytest.raises(RejectedError, match="not proved"):
+            simplices.check_cones(X, v, 1, exact(np.array(weight)), {"cones": [-1] * 4}, "it", Work())
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -174,6 +185,40 @@ def test_entropies_are_below(q):
     assert float(entropy_below(Fraction(q))) <= wanted + 1e-16
 
 
+def decimal(x):
+    return Decimal(x.numerator) / Decimal(x.denominator)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sixty_decimal_places_confirm_the_side(seed):
+    """What floating point cannot see: logarithms, exponentials, softplus and entropy to the last bit they claim."""
+    rng = np.random.default_rng(seed)
+    with localcontext() as context:
+        context.prec = 60
+        for k in range(40):
+            x = Fraction(int(rng.integers(1, 1 << 62)), 1 << int(rng.integers(1, 70)))
+            x = Fraction(k + 1) if seed == 0 else x
+            assert decimal(log_below(x)) <= decimal(x).ln() <= decimal(log_above(x))
+            small = -Fraction(int(rng.integers(0, 1 << 50)), 1 << int(rng.integers(44, 60)))
+            assert decimal(exp_above(small)) >= decimal(small).exp()
+            for t in (small, -small):
+                value = (1 + decimal(t).exp()).ln()
+                assert decimal(softplus_above(t)) >= value
+                one = losses.loss_value("logistic", [-t], [Fraction(1)], [Fraction(1)])
+                assert value <= decimal(one) <= value + Decimal(2) ** -75
+            q = Fraction(int(rng.integers(1, 1 << 50)), 1 << 50)
+            entropy = -decimal(q) * decimal(q).ln() - decimal(1 - q) * decimal(1 - q).ln()
+            assert decimal(entropy_below(q)) <= entropy
+            dual = losses.dual_value("logistic", [q], [Fraction(1)], [Fraction(1)])
+            assert entropy - Decimal(2) ** -75 <= decimal(dual) <= entropy
+
+
+def test_coarse_numbers_keep_their_side():
+    for value in (Fraction(1, 3), Fraction(-1, 3), Fraction(1, 1 << 95), Fraction(5)):
+        low, high = losses._coarse_below(value), losses._coarse_above(value)
+        assert low <= value <= high <= low + Fraction(1, 1 << 90)
+
+
 # ---- networks and claims
 
 
@@ -216,9 +261,10 @@ def test_the_objective_of_a_network():
 def test_targets_of_sign_losses():
     assert training.read_claim(claim("hinge"))
     wrong = claim("logistic")
-    wrong["data"]["targets"]["values"] = [1, 0]
-    with pytest.raises(RejectedError, match="-1 and"):
-        training.read_claim(wrong)
+    for values in ([1, 0], [2, -1], [-3, 1]):
+        wrong["data"]["targets"]["values"] = values
+        with pytest.raises(RejectedError, match="-1 and"):
+            training.read_claim(wrong)
     wrong["data"]["loss"] = "squared"
     assert training.read_claim(wrong)
 
@@ -281,3 +327,72 @@ def test_an_objective_is_accepted_from_its_value_on():
         else:
             with pytest.raises(RejectedError, match="objective"):
                 training.check(held, cones_proof([4, -4]))
+
+
+def test_zeros_are_labels_of_sign_losses_only():
+    X, zeros, signs = exact(np.eye(2)), exact(np.array([0.0, 1.0])), exact(np.array([-1.0, 1.0]))
+    given = Samples(X, zeros)
+    assert compare_samples(given, X, zeros, None, labels=False)
+    assert "label 0" in compare_samples(given, X, signs, None, labels=True)
+    for targets, labels in ((signs, False), (zeros, True)):
+        with pytest.raises(RejectedError, match="targets"):
+            compare_samples(given, X, targets, None, labels=labels)
+
+
+def test_the_digest_of_data_tells_every_part():
+    value = claim()["data"]
+    other = {
+        "X": {"scale": 0, "values": [[3, 4], [-1, 3]]},
+        "targets": {"scale": 1, "values": [2, -1]},
+        "weights": {"scale": 2, "values": [1, 2]},
+        "loss": "hinge",
+        "weight_decay": {"scale": 2, "values": 1},
+        "output_bias": 0,
+    }
+    held = claim()
+    held["network"] = held["objective"] = None
+    data = training.read_claim(held).data
+    for name, part in other.items():
+        changed = training.read_claim({**held, "data": {**value, name: part}}).data
+        assert changed.digest != data.digest
+        with pytest.raises(RejectedError, match="other data"):
+            training.check(training.read_claim(held), cones_proof([0, 0]), data=changed)
+    held["bound"]["values"] = -100
+    assert training.check(training.read_claim(held), cones_proof([0, 0]), data=data)
+
+
+def test_samples_with_equal_rows_count_as_one():
+    """(3/16, -1/16) on one axis is 1/8, below a weight decay of 3/16; neither the first nor the moduli alone are."""
+    X, v = exact(np.array([[0.5, 0.0], [0.0, 1.0], [0.5, -0.0]])), exact(np.array([3.0, -2.0, -1.0]))
+    rows, sums = training.distinct(X, v)
+    assert rows.values == [[1, 0], [0, 2]]
+    assert rows.scale == 1
+    assert sums.values == [2, -2]
+    held = small_claim(0, decay=3)
+    held["data"]["X"]["values"] = [[1, 0], [0, 1], [1, 0]]
+    held["data"]["targets"]["values"] = [*held["data"]["targets"]["values"], 0]
+    held["bound"]["values"] = -(1 << 20)
+    assert training.check(training.read_claim(held), cones_proof([3, 0, -1]))
+    for v in ([3, 0, 1], [-3, 0, -1], [4, 0, 0], [5, 0, -1], [3, 3, -1]):
+        with pytest.raises(RejectedError, match="cone"):
+            training.check(training.read_claim(held), cones_proof(v))
+
+
+def test_slabs_are_about_the_distinct_rows_too():
+    """The same bound from the other kind of proof: one quadratic for the axis with two samples, one for the other."""
+
+    def file(v, weight):
+        leaf = {
+            "scale": 20, "tilts": [], "singles": [[1 << 17, 0], [0, 0]], "slabs": [], "groups": [], "delta": 3 << 15,
+        }  # fmt: skip
+        none = {**leaf, "singles": [[0, 0], [0, 0]], "delta": 1 << 12}
+        part = [{"order": [-1], "splits": [], "leaves": [one]} for one in (leaf, none)]
+        held = small_claim(-(1 << 20), decay=weight)
+        held["data"]["X"]["values"] = [[1, 0], [0, 1], [1, 0]]
+        held["data"]["targets"]["values"] = [*held["data"]["targets"]["values"], 0]
+        return training.read_claim(held), {"v": {"scale": 4, "values": v}, "signs": part}
+
+    assert training.check(*file([3, 0, -1], 3))
+    for v in ([3, 0, 1], [5, 0, -1], [3, 1, -1]):
+        with pytest.raises(RejectedError):
+            training.check(*file(v, 3))

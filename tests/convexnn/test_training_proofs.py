@@ -41,6 +41,8 @@ def random_problem(seed, loss, n=None, d=None):
     X = rng.standard_normal((n, d))
     if rng.integers(2) and d > 1:
         X[:, -1] = 1.0  # a first-layer bias
+    if seed % 4 == 2:
+        X[1], X[3] = X[0], X[2]  # measured twice
     y = rng.standard_normal(n)
     if loss != "squared":
         y = np.where(y > 0, 1.0, -1.0)
@@ -78,7 +80,7 @@ def best_of(pairs):
 
 def with_groups(leaves, pairs, n_lifted, m):
     point = pairs[-1][0]
-    groups = lifted(leaves, point.x, point.dual_point(), n_lifted, m)
+    groups = lifted(leaves, point.x, np.ones(len(leaves[0].rows)), n_lifted, m)
     return tuple(replace(leaf, groups=part) for leaf, part in zip(leaves, groups, strict=True))
 
 
@@ -308,6 +310,29 @@ def test_the_relaxation_is_that_of_cvxpy():
     objective = 0.5 * cp.sum_squares(cp.multiply(np.sqrt(c), outputs - y)) + wd * mass
     value = cp.Problem(cp.Minimize(objective), constraints).solve(solver=cp.CLARABEL)
     assert best_of(relaxed(problem, leaves_of(problem))).value == pytest.approx(value, rel=1e-4)
+
+
+def test_repeated_rows_are_one_sample_with_the_mean_target():
+    """Squared loss: c1 (f - y1)^2 + c2 (f - y2)^2 = (c1 + c2) (f - mean)^2 + what no network changes."""
+    rng = np.random.default_rng(2)
+    X, y, c = rng.standard_normal((6, 2)), rng.standard_normal(8), rng.uniform(0.5, 1.5, 8)
+    copies = Copies.of(X[[0, 1, 2, 0, 3, 4, 5, 2]])
+    assert copies.row.tolist() == [0, 1, 2, 0, 3, 4, 5, 2]
+    assert copies.first.tolist() == [0, 1, 2, 4, 5, 6]
+    twice = Problem(torch.from_numpy(X[copies.row]), read_loss("squared", y, 8, c), 0.03, True)
+    weight = copies.gather(c)
+    mean = copies.gather(c * y) / weight
+    once = Problem(torch.from_numpy(X), read_loss("squared", mean, 6, weight), 0.03, True)
+    rest = 0.5 * (c / c.sum()) @ (y - copies.spread(mean)) ** 2
+    both = [best_of(relaxed(problem, leaves_of(problem))) for problem in (twice, once)]
+    assert both[0].value == pytest.approx(both[1].value + rest, rel=1e-5)
+    np.testing.assert_allclose(copies.gather(both[0].v), both[1].v, atol=1e-3)
+    file = written(twice, both[0], None)
+    assert file.bound == pytest.approx(both[0].value, rel=1e-5)
+    v = both[0].v / 1.05
+    cones = written_cones(twice, v, None, 10.0)
+    assert cones is not None
+    assert cones.bound <= exact_optimum(twice) + 1e-7
 
 
 # ---- files
