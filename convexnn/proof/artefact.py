@@ -1,7 +1,8 @@
 """Writes a proved bound as a file that ``certify check`` accepts or rejects in exact arithmetic.
 
 The only module here that imports ``certify``: its proof format and its checker, which judges the file before it is
-handed out. Rounding is paid for by scaling the dual point down a little: by the least power of ten that is accepted.
+handed out. Rounding is paid for by scaling the dual point down a little, and by more room for the forms of groups: by
+as little as is accepted.
 """
 
 import math
@@ -27,13 +28,24 @@ from convexnn.errors import SolverError
 from convexnn.neurons import Neurons
 from convexnn.problem import Problem
 from convexnn.proof.bound import ProvedBound, RegionProof, scaled_by
-from convexnn.proof.certificate import quadratic, sphere_maximum
+from convexnn.proof.certificate import quadratic, region_bound, sphere_maximum
 from convexnn.proof.simplicial import covering
 from convexnn.proof.trees import Tree, tilts_of
 
 Array = np.ndarray
 
-_SHRINKAGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+# Least eigenvalues of groups (as ``certificate.PIVOTS``) and shrinkages of the dual point, in the order they are tried.
+_ATTEMPTS = (
+    (1e-7, 1e-7),
+    (1e-7, 1e-6),
+    (1e-5, 1e-6),
+    (1e-4, 1e-6),
+    (1e-4, 1e-5),
+    (1e-3, 1e-5),
+    (1e-3, 1e-4),
+    (1e-2, 1e-4),
+    (1e-2, 1e-3),
+)
 _SPAN_BITS = 60
 _BITS = 60  # of the multipliers below the weight decay
 
@@ -63,9 +75,9 @@ def written(
     zeros = Dyadic([0] * len(data.X.values), 0)
     rows = scaled_rows(checker.distinct(data.X, zeros)[0])
     reason = ""
-    for shrinkage in _SHRINKAGES:
+    for attempt in _ATTEMPTS:
         try:
-            return _attempt(data, rows, proof, neurons, basis, shrinkage)
+            return _attempt(data, rows, proof, neurons, basis, attempt)
         except RejectedError as error:
             reason = str(error)
     raise SolverError(f"the bound {proof.value:.9g} could not be proved in exact arithmetic: {reason}")
@@ -139,14 +151,25 @@ def _attempt(
     proof: ProvedBound,
     neurons: Neurons | None,
     basis: Float[Array, "d r"] | None,
-    shrinkage: float,
+    attempt: tuple[float, float],
 ) -> WrittenProof:
     decay, scale = _scale(data)
-    dual = Dyadic(_balanced(_whole(proof.v * (1 - shrinkage), scale), data), scale)
-    regions = [scaled_by(p, 1 - shrinkage) for p in proof.regions]
+    least, shrinkage = attempt
+    regions = [replace(p, multipliers=p.multipliers.settled(least)) for p in proof.regions]
+    _, sums = checker.distinct(data.X, Dyadic(_whole(proof.v, scale), scale))
+    largest = max(region_bound(p.region, _unit_weights(rows, sums, p.sign), p.multipliers) for p in regions)
+    factor = (1 - shrinkage) * min(1.0, decay / max(largest, 1e-300))
+    dual = Dyadic(_balanced(_whole(proof.v * factor, scale), data), scale)
+    regions = [scaled_by(p, factor) for p in regions]
     _, sums = checker.distinct(data.X, dual)
     signs = [_sign(rows, sums, [p for p in regions if p.sign == sign], decay, basis) for sign in (1, -1)]
     return finished(data, dual, signs, neurons)
+
+
+def _unit_weights(rows: Rows, dual: Dyadic, sign: float) -> Float[Array, " k"]:
+    """w with w_i (xh_i'u)_+ = sign v_i (x_i'u)_+ for the unit rows."""
+    values = np.array([a / (1 << dual.scale) for a in dual.values])
+    return sign * np.ldexp(values, np.array(rows.exponents)) * np.array(rows.radii) / (1 << RADIUS_BITS)
 
 
 def _scale(data: checker.Data) -> tuple[float, int]:
@@ -232,7 +255,7 @@ def _leaf(
     proof = replace(proof, multipliers=proof.multipliers.settled())
     region, fit = proof.region, proof.multipliers
     norms = np.array(rows.radii) / (1 << RADIUS_BITS)  # of the scaled rows: what unit rows were divided by
-    w = proof.sign * np.ldexp(np.array([a / (1 << scale) for a in v]), np.array(rows.exponents)) * norms
+    w = _unit_weights(rows, dual, proof.sign)
     bound, delta = sphere_maximum(quadratic(region, w, fit), 0.0 if basis is not None else -np.inf)
     alone = np.flatnonzero(region.unlifted())
     spare = max(decay - bound, 0.0)

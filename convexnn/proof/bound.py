@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from convexnn.duality import dual_point
 from convexnn.problem import Problem
-from convexnn.proof.certificate import Multipliers, Region, region_bound
+from convexnn.proof.certificate import Multipliers, Region, best_settled
 from convexnn.proof.hints import multipliers_of, region_of
 from convexnn.proof.interior import Iterate, Relaxation
 from convexnn.proof.leaf import Leaf
@@ -46,19 +46,21 @@ def bound_at(problem: Problem, relaxation: Relaxation, point: Iterate) -> Proved
     V = problem.admit(torch.from_numpy(point.dual_point()[:, None]))
     v = V.numpy()[:, 0]
     rows = relaxation.copies.gather(v)
-    proofs = [_region(leaf, lam, rows) for leaf, lam in zip(relaxation.leaves, point.lam, strict=True)]
-    largest = max(region_bound(proof.region, w, proof.multipliers) for proof, w in proofs)
+    found = [_region(leaf, lam, rows) for leaf, lam in zip(relaxation.leaves, point.lam, strict=True)]
+    largest = max(bound for _, bound in found)
     if not np.isfinite(largest):
         return NOTHING
     dual = dual_point(problem, V, largest)
     scaled = dual.V.numpy()[:, 0]
     s = float(np.abs(scaled).max() / max(np.abs(v).max(), 1e-300))
-    return ProvedBound(dual.bound, scaled, tuple(scaled_by(proof, s) for proof, _ in proofs))
+    return ProvedBound(dual.bound, scaled, tuple(scaled_by(proof, s) for proof, _ in found))
 
 
-def _region(leaf: Leaf, lam: list[Array], v: Float[Array, " k"]) -> tuple[RegionProof, Float[Array, " k"]]:
-    w = leaf.sign * leaf.radii * v
-    return RegionProof(leaf.sign, region_of(leaf), multipliers_of(leaf, lam, w)), w
+def _region(leaf: Leaf, lam: list[Array], v: Float[Array, " k"]) -> tuple[RegionProof, float]:
+    """The proof for a leaf, and what it bounds sign v'(Xu)_+ by."""
+    w, region = leaf.sign * leaf.radii * v, region_of(leaf)
+    multipliers, bound = best_settled(region, w, multipliers_of(leaf, lam, w))
+    return RegionProof(leaf.sign, region, multipliers), bound
 
 
 def scaled_by(proof: RegionProof, s: float) -> RegionProof:

@@ -19,7 +19,9 @@ from jaxtyping import Bool, Float, Int
 
 Array = np.ndarray
 
-_PIVOT = 1e-7  # least eigenvalue of a group's form in s, relative to its largest pivot
+# Least eigenvalues of a group's form in s, relative to its largest pivot. At the optimum the form is singular, and the
+# first costs least; multipliers that are some steps away from it, and exact proofs, want more room for their errors.
+PIVOTS = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,15 @@ class Multipliers:
             cuts=np.maximum(self.cuts, 0.0),
         )
 
-    def settled(self) -> "Multipliers":
-        """Admissible, with the pivots raised until the form in s of every group is safely negative definite."""
+    def settled(self, least: float = PIVOTS[0]) -> "Multipliers":
+        """Admissible, with the pivots raised until the form in s of every group has this least relative eigenvalue."""
         fit = self.admissible()
         off = (fit.both + fit.mixed + np.swapaxes(fit.mixed, 1, 2) + fit.neither) / 2
         S = fit.pivot[:, :, None] * np.eye(fit.pivot.shape[-1]) - off
         if not len(S):
             return fit
         lowest = np.linalg.eigvalsh(S)[:, :1]
-        floor = _PIVOT * (np.abs(fit.pivot).max(1, keepdims=True) + 1e-300)
+        floor = least * (np.abs(fit.pivot).max(1, keepdims=True) + 1e-300)
         return replace(fit, pivot=fit.pivot + np.where(lowest < floor, 2 * floor - lowest, 0.0))
 
 
@@ -188,6 +190,15 @@ def sphere_maximum(Q: Float[Array, "k k"], least: float = -np.inf, steps: int = 
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     delta = max(high, least, values[-1] + 1e-12 * (abs(values[-1]) + spread))
     return float(Q[0, 0] + delta + (b / (delta - values)).sum()), float(delta)
+
+
+def best_settled(region: Region, w: Float[Array, " n"], parameters: Multipliers) -> tuple[Multipliers, float]:
+    """The multipliers settled in the way that gives the least bound, and that bound."""
+    least = PIVOTS if len(region.groups) else PIVOTS[:1]
+    settled = [parameters.settled(value) for value in least]
+    bounds = [region_bound(region, w, one) for one in settled]
+    best = int(np.argmin(bounds))
+    return settled[best], bounds[best]
 
 
 def region_bound(region: Region, w: Float[Array, " n"], parameters: Multipliers) -> float:

@@ -20,11 +20,19 @@ from convexnn.problem import Problem, reduce_to_rank
 from convexnn.proof import search as searching
 from convexnn.proof.artefact import written, written_cones
 from convexnn.proof.bound import NOTHING, bound_at
-from convexnn.proof.certificate import Multipliers, Region, region_bound, sphere_maximum
+from convexnn.proof.certificate import (
+    PIVOTS,
+    Multipliers,
+    Region,
+    best_settled,
+    region_bound,
+    sphere_maximum,
+)
 from convexnn.proof.copies import Copies
 from convexnn.proof.coupling import MomentCoupling, SampleCoupling
 from convexnn.proof.factor import factorise
 from convexnn.proof.groups import grouped, lifted
+from convexnn.proof.hints import multipliers_of, region_of
 from convexnn.proof.interior import Relaxation, iterates, start
 from convexnn.proof.search import ProofSearch, check_size, dual_point_of
 from convexnn.proof.slabs import parts_of, ranges, whole_sphere
@@ -310,6 +318,28 @@ def test_the_relaxation_is_that_of_cvxpy():
     objective = 0.5 * cp.sum_squares(cp.multiply(np.sqrt(c), outputs - y)) + wd * mass
     value = cp.Problem(cp.Minimize(objective), constraints).solve(solver=cp.CLARABEL)
     assert best_of(relaxed(problem, leaves_of(problem))).value == pytest.approx(value, rel=1e-4)
+
+
+def test_early_multipliers_need_more_room():
+    """Far from the optimum the forms of groups are inconsistent: pivots raised more bound far better."""
+    problem = replace(problem_of("squared", 30, 4, 0.002), output_bias=False)
+    leaves = leaves_of(problem)
+    lifts = with_groups(leaves, relaxed(problem, leaves), 60, 6)
+    pairs, gains = relaxed(problem, lifts), []
+    for point, proof in pairs:
+        for leaf, lam in zip(lifts, point.lam, strict=True):
+            w, region = leaf.sign * leaf.radii * point.dual_point(), region_of(leaf)
+            raw = multipliers_of(leaf, lam, w)
+            every = [region_bound(region, w, raw.settled(least)) for least in PIVOTS]
+            settled, bound = best_settled(region, w, raw)
+            assert bound == min(every) == region_bound(region, w, settled)
+            gains.append(every[0] / bound)
+        for part in proof.regions:
+            w = part.sign * np.linalg.norm(problem.X.numpy(), axis=1) * proof.v
+            assert region_bound(part.region, w, part.multipliers) <= problem.weight_decay * (1 + 1e-6)
+    assert max(gains) > 100
+    best = best_of(pairs)
+    assert written(problem, best, None).bound == pytest.approx(best.value, rel=1e-3)
 
 
 def test_repeated_rows_are_one_sample_with_the_mean_target():
