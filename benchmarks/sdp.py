@@ -17,7 +17,7 @@ Seconds are process time of one thread for an image that PGD does not attack, al
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,18 +136,17 @@ class Tight:
     seconds: float
 
 
-def tight_targets(net: nn.Sequential, region: LpBall, label: int) -> list[Tight]:
+def tight_targets(net: nn.Sequential, region: LpBall, label: int) -> Iterator[Tight]:
     """Every target of an input; none if descent finds an attack."""
     margins = margins_of_labels(torch.tensor([label]), 10)
     rows, constants = margins.rows[0], margins.constants[0]
     starts = torch.cat([region.centre, region.select([0] * 14).sample(torch.Generator().manual_seed(0))])
     random = [descended(net, region, starts, row, c) for row, c in zip(rows, constants, strict=True)]
     if min(random) <= 0:
-        return []
+        return
     graph = graph_from_torch(net)
     bounds = SDPCROWN()(graph, region)
     targets = targets_of(DenseNetwork.of(graph), region, bounds, rows.numpy(), constants.numpy())
-    found = []
     for target, reached, row, constant in zip(targets, random, rows, constants, strict=True):
         start = time.process_time()
         settings = Settings(tolerance=2e-3, enough=0.985 * reached)
@@ -155,8 +154,7 @@ def tight_targets(net: nn.Sequential, region: LpBall, label: int) -> list[Tight]
         seconds = time.process_time() - start
         points = torch.as_tensor(np.stack(cases.points))
         better = min(reached, descended(net, region, points, row, constant))
-        found.append(Tight(reached, better, cases.root.bound, cases.bound, seconds))
-    return found
+        yield Tight(reached, better, cases.root.bound, cases.bound, seconds)
 
 
 def tightness(images: range, radius: float, norm: str) -> None:
@@ -166,10 +164,13 @@ def tightness(images: range, radius: float, norm: str) -> None:
     for i in images:
         point = torch.as_tensor(stored["x"][i].reshape(1, -1), dtype=torch.float64)
         region = LpBall(point, radius, norm, torch.zeros_like(point), torch.ones_like(point))
-        more = tight_targets(net, region, int(stored["y"][i]))
-        found += more
-        each = (f"{t.single:.4f} {t.bound:.4f} {t.suggested:.4f} {t.random:.4f}" for t in more)
-        print(f"  {norm} image {i}: {', '.join(each) or 'attacked'}", flush=True)
+        for t in tight_targets(net, region, int(stored["y"][i])):
+            found.append(t)
+            reached = f"descent {t.random:.4f}, from suggested points {t.suggested:.4f}"
+            print(
+                f"  image {i}: {t.single:.4f} proved, {t.bound:.4f} with cases; {reached}; {t.seconds:.1f} s",
+                flush=True,
+            )
     print(f"chiu_ADV_MNIST, {norm} radius {radius}, {len(images)} images, {len(found)} targets not attacked")
     if not found:
         return

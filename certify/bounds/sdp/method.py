@@ -123,14 +123,17 @@ class SDP(AbstractMethod):
         margins: Margins,
         lower: Float[Tensor, "batch targets"],
     ) -> Float[Tensor, "batch points n"] | None:
-        """Of the lowest margin of every input, from low-rank factors of the relaxation's moments."""
+        """Of the margin that was tried last, from the moments of its relaxation: their mean, and low-rank factors."""
         network = DenseNetwork.of(graph)
         found = region.centre[:, None].repeat(1, _SUGGESTED, 1)
-        for i, t in enumerate(lower.argmin(1).tolist()):
+        cheap = self._cheap.margins(graph, region, bounds, margins).masked_fill(lower > self.settings.enough, torch.inf)
+        for i, t in enumerate(cheap.argmin(1).tolist()):
             if self.stop is not None and self.stop():
                 break
             row, constant = (v[i, t : t + 1].cpu().numpy() for v in (margins.rows, margins.constants))
             (target,) = targets_of(network, region.select([i]), bounds.select([i]), row, constant)
             if any(map(len, target.unstable)):
-                found[i] = torch.as_tensor(candidates(target, _SUGGESTED, stop=self.stop)).to(found)
+                mean = solve(target, self.settings, stop=self.stop).point
+                points = np.stack([mean, *candidates(target, _SUGGESTED - 1, stop=self.stop)])
+                found[i] = torch.as_tensor(points).to(found)
         return found
