@@ -12,7 +12,7 @@ from test_proof_laws import accepts, changed
 
 from certify.bounds.sdp import Settings, Target, solve_cases
 from certify.bounds.sdp.target import Offsets
-from certify.proof.artefact import Dyadic
+from certify.proof.artefact import Dyadic, RejectedError
 from certify.proof.check.cases import cases_of
 from certify.proof.check.rows import Hidden
 from certify.proof.emit.sdp import sdp_part
@@ -149,3 +149,21 @@ def test_cases_cover_every_sign_pattern_once():
     assert found[0][0][0].upper.values[0] == 0 == found[0][0][1].upper.values[1]
     assert found[4][0][0].lower.values[0] == 0 == found[4][0][1].lower.values[0]
     assert hidden[0].upper.values == [6, 8, 4]
+
+
+@pytest.mark.parametrize(
+    ("order", "leaves", "told"),
+    [
+        ([[0, 0], []], "a", "do not cover"),  # as many cases as proofs, but the other half of the split is missing
+        ([[0, 0], [1, 0], [], []], "ab", "do not cover"),
+        ([[0, 0]], "", "do not cover"),
+        ([], "", "do not cover"),
+        ([[0, 0], [0, 0], [], [], []], "abc", "known sign"),
+        ([[0, 0], [], [0, 0], [], []], "abc", "known sign"),
+        ([[0, 1], [], []], "ab", "known sign"),
+    ],
+)
+def test_cases_that_do_not_cover_are_rejected(order, leaves, told):
+    hidden = [bounds_of([-4, 2, -2], [6, 8, 4]), bounds_of([-8, -2], [2, 8])]
+    with pytest.raises(RejectedError, match=told):
+        list(cases_of(order, list(leaves), hidden))
