@@ -221,8 +221,10 @@ def _robust_result(result: TrainingResult, outcome: RobustOutcome, task: Task) -
     """The certified objective, recomputed from the weights of the module itself, and the gap of the program."""
     worst = certified_loss(task.full, from_torch(result.network), outcome)
     about = outcome.report  # slopes chosen for the network can certify less than the optimum of soft cones
-    bound = min(result.bound, worst)
-    return replace(result, objective=worst, bound=bound, bound_kind="sampled-program", gap=about.gap, robust=about)
+    bound, gap = min(result.bound, worst), about.gap
+    if result.n_neurons == 0:
+        gap = relative_gap(worst, result.bound, task.full.floor())
+    return replace(result, objective=worst, bound=bound, bound_kind="sampled-program", gap=gap, robust=about)
 
 
 def _restricted_result(result: TrainingResult, found: RestrictedAnswer, task: Task) -> TrainingResult:

@@ -91,8 +91,9 @@ class DenseFactor:
                 break
         return cls(factor)
 
-    def solve(self, vector: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    def solve(self, vector: Float[Tensor, " N"], *, refine: bool = True) -> Float[Tensor, " N"]:
         """The inverse, applied."""
+        del refine
         return torch.cholesky_solve(vector[:, None], self.factor)[:, 0]
 
 
@@ -135,18 +136,18 @@ class GroupFactor:
         has_bias = blocks.program.problem.output_bias
         return cls(S, parts.E, L, R, inner, across, corner, parts.bias, parts.corner, has_bias)
 
-    def solve(self, vector: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """The inverse, applied, with one step of refinement."""
+    def solve(self, vector: Float[Tensor, " N"], *, refine: bool = True) -> Float[Tensor, " N"]:
+        """The inverse, applied, with one step of refinement where asked."""
         (g, B), d = self.S.shape, self.R.shape[1]
         u, rho, joint, bias = torch.split(vector, [B * d, B, g, len(vector) - B * d - B - g])
         v = torch.cat([u.reshape(B, d), rho[:, None]], 1)
         v[:, :d] -= self.S.T @ (self.across * (joint / self.corner)[:, None])
-        found, b = self._refined(v), bias
+        found, b = self._refined(v, refine), bias
         if self.has_bias:
             h = self.bias[:, :d] - self.across * (self.bias[:, d] / self.corner)[:, None]
             column = torch.zeros_like(v)
             column[:, :d] = self.S.T @ h
-            along = self._refined(column)
+            along = self._refined(column, refine)
             right = bias - (self.bias[:, d] * joint / self.corner).sum() - (column * found).sum()
             left = self.bias_corner - (self.bias[:, d] ** 2 / self.corner).sum() - (column * along).sum()
             b = right / left
@@ -155,8 +156,10 @@ class GroupFactor:
         rest = joint - (self.across * z).sum(1) - (self.bias[:, d] * b if self.has_bias else 0.0)
         return torch.cat([found[:, :d].reshape(-1), found[:, d], rest / self.corner, b])
 
-    def _refined(self, v: Float[Tensor, "B e"]) -> Float[Tensor, "B e"]:
+    def _refined(self, v: Float[Tensor, "B e"], refine: bool) -> Float[Tensor, "B e"]:
         found = self._inverse(v)
+        if not refine:
+            return found
         return found + self._inverse(v - self._apply(found))
 
     def _apply(self, v: Float[Tensor, "B e"]) -> Float[Tensor, "B e"]:

@@ -184,13 +184,15 @@ def _interior(at: _Iterate) -> bool:
 
 
 def _start(blocks: RobustBlocks) -> _Iterate:
-    """No weights; slacks as large as the targets, multipliers of rows as large as a sample's weight in the loss."""
+    """No weights; slacks as large as the targets, multipliers of rows as large as the slope of a sample's loss."""
     problem, B, like = blocks.program.problem, len(blocks), blocks.X
     g, p = len(blocks.shared), 0 if blocks.harmful is None else len(blocks.harmful)
     extra, bias = blocks.reach.extra, problem.constant() if problem.output_bias else like.new_zeros(0)
     u, y, w = torch.zeros_like(blocks.centre), like.new_zeros((B, extra)), like.new_zeros((g, extra))
     x = Variables(u, y, w, bias, u[:, 0], like.new_zeros(p), like.new_zeros(blocks.levels))
     size, weight = float(problem.loss.targets.abs().mean()), float(problem.loss.weights.mean())
+    if not blocks.program.margin_loss:  # whose slope grows with the residual
+        weight = weight * max(size, 1e-12)
     s, cones = torch.full((blocks.n_rows,), max(size, 1e-12)).to(like), torch.zeros_like(blocks.cones(x))
     duals = torch.zeros_like(cones)
     cones[:, 0], duals[:, 0] = max(size, 1e-12), weight
@@ -213,7 +215,7 @@ def _advanced(blocks: RobustBlocks, at: _Iterate) -> _Iterate:
     force, curvature = _margin_weights(blocks, at.x)
     system = ReducedSystem.of(blocks, Weights(blocks.views(at.z / at.s), scaling, curvature))
     newton = _Newton(blocks, at, scaling, system, force)
-    affine = newton.direction(torch.zeros_like(at.s), -jordan_product(scaling.lam, scaling.lam))
+    affine = newton.direction(torch.zeros_like(at.s), -jordan_product(scaling.lam, scaling.lam), refine=False)
     primal, dual = _lengths(blocks, at, affine, 1.0)
     mu = at.complementarity()
     left = _moved(at, affine, primal, dual).complementarity() / mu
@@ -223,7 +225,7 @@ def _advanced(blocks: RobustBlocks, at: _Iterate) -> _Iterate:
     cone = -jordan_product(scaling.lam, scaling.lam)
     cone = cone - second * jordan_product(scaling.apply_inverse(affine.dcones), scaling.apply(affine.dduals))
     cone[:, 0] += sigma * mu
-    move = newton.direction(sigma * mu - second * affine.ds * affine.dz, cone)
+    move = newton.direction(sigma * mu - second * affine.ds * affine.dz, cone, refine=True)
     primal, dual = _lengths(blocks, at, move, _SHRINK)
     return _moved(at, move, primal, dual)
 
@@ -238,7 +240,7 @@ class _Newton:
     system: ReducedSystem
     force: Float[Tensor, "q n"] | None
 
-    def direction(self, target: Float[Tensor, " N"], cone: Float[Tensor, "c e"]) -> _Move:
+    def direction(self, target: Float[Tensor, " N"], cone: Float[Tensor, "c e"], *, refine: bool) -> _Move:
         """The direction whose linearised products of slacks and multipliers are these."""
         blocks, at, scaling = self.blocks, self.at, self.scaling
         # The multipliers after a full step, but for what x changes in the slacks.
@@ -247,7 +249,7 @@ class _Newton:
         h = h - scaling.apply_inverse(scaling.apply_inverse(self.missing_cones))
         right = blocks.pull(blocks.views(aim), at.duals + h, self.force)
         right = right.combine(_gradient(blocks, at.x), torch.sub)
-        dx = self.system.solve(right)
+        dx = self.system.solve(right, refine=refine)
         ds, dcones = blocks.rows(dx).flat(), blocks.cones(dx)
         dz = aim - at.z - at.z / at.s * ds
         dduals = h - scaling.apply_inverse(scaling.apply_inverse(dcones))

@@ -48,7 +48,7 @@ class ReducedSystem:
         parts = Parts.of(blocks, groups, own, joint, coupling)
         return cls(blocks, weights, own, joint, coupling, factorised(blocks, parts, coupling))
 
-    def solve(self, right: Variables) -> Variables:
+    def solve(self, right: Variables, *, refine: bool = True) -> Variables:
         """The solution of (curvature + A'W A) x = right."""
         blocks, reach, weights, coupling = self.blocks, self.blocks.reach, self.weights, self.coupling
         groups, _, _ = _scalings(blocks, weights.cones)
@@ -66,7 +66,7 @@ class ReducedSystem:
         )
         if own_right is not None:
             vector = vector + self._excess_right(own_right, len(vector))
-        X = self.factor.solve(vector)
+        X = self.factor.solve(vector, refine=refine)
         return self._recover(X, right, own_right, H)
 
     def _offset(self, right: Variables, excess: Tensor | None) -> Float[Tensor, "q n"]:

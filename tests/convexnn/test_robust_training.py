@@ -130,11 +130,23 @@ def test_estimators_train_robustly():
         ConvexReLUClassifier(robust_eps=0.02).fit(X, np.arange(24) % 3)
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_scaled_targets_scale_the_objective(size):
+    """Targets and weight decay times s: the objective times s^2, and no solver may depend on the unit."""
+    X, _ = data()
+    y, how = X.sum(1), Robust(0.02, "l2")
+    one = train(X, y, weight_decay=1e-3, robust=how, n_patterns=8, tol=1e-6, random_state=0)
+    many = train(X, size * y, weight_decay=1e-3 * size, robust=how, n_patterns=8, tol=1e-6, random_state=0)
+    assert many.status is Status.SOLVED
+    assert many.robust.objective == pytest.approx(size**2 * one.robust.objective, rel=3e-6)
+
+
 def test_heavy_weight_decay_gives_the_constant_network():
     X, y = data()
     result = train(X, y, loss="hinge", weight_decay=30.0, robust=0.02, n_patterns=5, random_state=0)
     assert result.status is Status.NULL
     assert result.n_neurons == 0
+    assert result.gap <= 1e-4
 
 
 def test_an_interrupt_returns_the_constant_network(monkeypatch):
