@@ -280,7 +280,7 @@ def test_interrupt_keeps_the_best_network(monkeypatch, method, refine, late):
 
     monkeypatch.setattr(owner, name, interrupted)
     monkeypatch.setattr("convexnn.restricted._FISTA_STEPS", 10**6)  # the interior point does not take over
-    options = {"weight_decay": 1e-3, "n_patterns": 150, "tol": 1e-9, "random_state": 0}
+    options = {"weight_decay": 1e-3, "n_patterns": 250, "tol": 1e-9, "random_state": 0}
     result = train(X, y, method=method, refine=refine, **options)
     assert result.status is Status.INTERRUPTED
     assert result.bound <= result.objective * (1 + 1e-12)
