@@ -14,8 +14,7 @@ import io
 import resource
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from scipy import sparse
 
 import convexnn
 from benchmarks.data import shared_file
+from benchmarks.judged import Timed, timed
 from benchmarks.training import breast_cancer
 from convexnn.data import read_loss
 from convexnn.duality import ProgramJudgement, judge_program
@@ -36,25 +36,6 @@ from convexnn.solvers.answer import ProgramAnswer, ProgramLimits
 from convexnn.solvers.fista import solve_fista
 from convexnn.solvers.reference import solve_reference
 from convexnn.solvers.working_set import solve_working_set
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A judged point and what it cost."""
-
-    seconds: float
-    judgement: ProgramJudgement
-
-    def row(self, name: str) -> str:
-        judged = self.judgement
-        return f"| {name} | {self.seconds:.2f} | {judged.objective:.8f} | {judged.gap():.1e} |"
-
-
-def timed(solve: Callable[[], ProgramAnswer | ProgramJudgement]) -> Timed:
-    started = time.process_time()
-    answer = solve()
-    seconds = time.process_time() - started
-    return Timed(seconds, answer if isinstance(answer, ProgramJudgement) else answer.judgement)
 
 
 def teacher_program(n: int, d: int, P: int, weight_decay: float, seed: int = 0) -> ReLUProgram:

@@ -9,19 +9,16 @@ them, are judged by ``convexnn.robust.duality.judge_robust``.
 """
 
 import argparse
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy import sparse
 
+from benchmarks.judged import timed
 from convexnn.data import read_loss
 from convexnn.problem import Problem
 from convexnn.programs import ConvexPoint
 from convexnn.result import relative_gap
-from convexnn.robust.answer import RobustAnswer
 from convexnn.robust.ball import read_ball
 from convexnn.robust.blocks import RobustBlocks
 from convexnn.robust.duality import RobustDual, RobustJudgement, judge_robust
@@ -30,25 +27,6 @@ from convexnn.robust.reference import solve_reference
 from convexnn.robust.sampling import sample_robust
 from convexnn.robust.working_set import solve_working_set
 from convexnn.solvers.answer import ProgramLimits
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A judged point and what it cost."""
-
-    seconds: float
-    judgement: RobustJudgement
-
-    def row(self, name: str) -> str:
-        judged = self.judgement
-        return f"| {name} | {self.seconds:.2f} | {judged.objective:.8f} | {judged.gap():.1e} |"
-
-
-def timed(solve: Callable[[], RobustAnswer | RobustJudgement]) -> Timed:
-    started = time.process_time()
-    answer = solve()
-    seconds = time.process_time() - started
-    return Timed(seconds, answer if isinstance(answer, RobustJudgement) else answer.judgement)
 
 
 def clusters(n: int, d: int, seed: int, spread: float = 0.06) -> tuple[np.ndarray, np.ndarray]:

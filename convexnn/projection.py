@@ -41,7 +41,7 @@ class ColumnProducts:
 
 @dataclass(frozen=True)
 class Prices:
-    """For each cone: bounds of the largest c'u over its unit ball, and multipliers that give the upper one."""
+    """For each block: bounds of the largest c'u over the unit ball of its cone, and multipliers of the upper one."""
 
     upper: Float[Tensor, " B"]
     lower: Float[Tensor, " B"]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from convexnn.projection import ColumnProducts
+from convexnn.projection import ColumnProducts, Prices
 from convexnn.robust.ball import Ball
 from convexnn.robust.reach import AbstractReach, reach_of
 from convexnn.solvers.cones import Scaling, jordan_divide, jordan_product, longest_steps
@@ -62,15 +62,6 @@ class Cones:
         else:
             reached = (C * U).sum(1) - (-self.slack(U)).clamp(min=0.0) @ self.charge
         return (reached / U.norm(dim=1).clamp(min=1e-300)).clamp(min=0.0)
-
-
-@dataclass(frozen=True)
-class Prices:
-    """For each block: bounds of what it reaches, and multipliers that give the upper one."""
-
-    upper: Float[Tensor, " B"]
-    lower: Float[Tensor, " B"]
-    multipliers: Float[Tensor, "B m"]
 
 
 @dataclass(frozen=True)

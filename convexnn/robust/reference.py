@@ -1,7 +1,6 @@
 """The robust programs as one writes them in cvxpy: slow, and independent of the other solvers."""
 
 import time
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from convexnn.robust.ball import Ball
 from convexnn.robust.duality import RobustDual, judge_robust
 from convexnn.robust.program import AbstractRobustProgram
 from convexnn.solvers.answer import ProgramLimits
+from convexnn.solvers.reference import solve_model
 
 BACKENDS = ("clarabel", "scs")
 
@@ -48,7 +48,7 @@ def solve_reference(
         raise InvalidInputError(f"backend={backend!r} is not known; choose one of {', '.join(BACKENDS)}.")
     started = time.perf_counter()
     model = _model(program)
-    _solve(model.problem, backend, limits)
+    solve_model(model.problem, backend, limits)
     if model.blocks[0].value is None:
         raise SolverError(f"{backend} ended with status {model.problem.status!r} and no point; try another backend.")
     point = _point(program, model)
@@ -103,20 +103,6 @@ def _loss(program: AbstractRobustProgram, low: cp.Variable, high: cp.Variable) -
         return 0.5 * cp.sum(cp.multiply(c, cp.square(cp.maximum(high - y, y - low, 0))))
     margin = cp.multiply(y > 0, low) - cp.multiply(y < 0, high)
     return c @ (cp.pos(1 - margin) if program.problem.loss.name == "hinge" else cp.logistic(-margin))
-
-
-def _solve(model: cp.Problem, backend: str, limits: ProgramLimits) -> None:
-    accuracy = max(min(0.01 * limits.tol, 1e-7), 1e-10)
-    options: dict[str, dict[str, Any]] = {
-        "clarabel": {"tol_gap_abs": accuracy, "tol_gap_rel": accuracy, "tol_feas": accuracy},
-        "scs": {"eps_abs": max(accuracy, 1e-9), "eps_rel": max(accuracy, 1e-9), "max_iters": 200_000},
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Solution may be inaccurate")  # the judge says how inaccurate
-        try:
-            model.solve(solver=backend.upper(), **options[backend])
-        except cp.SolverError as error:
-            raise SolverError(f"cvxpy with {backend} ended without an answer ({error}); scale the data.") from error
 
 
 def _point(program: AbstractRobustProgram, model: _Model) -> ConvexPoint:

@@ -32,7 +32,7 @@ def solve_reference(program: AbstractProgram, limits: ProgramLimits, *, backend:
         raise InvalidInputError(f"backend={backend!r} is not known; choose one of {', '.join(BACKENDS)}.")
     started, program = time.perf_counter(), program.to(torch.device("cpu"))
     model, blocks, bias, tie, cones = _model(program)
-    _solve(model, backend, limits)
+    solve_model(model, backend, limits)
     S, K, P, d = program.shape
     if blocks[0][0].value is None:
         raise InvalidInputError(f"{backend} ended with status {model.status!r} and no point; try another backend.")
@@ -86,7 +86,12 @@ def _loss(loss: AbstractLoss, F: cp.Variable) -> cp.Expression:
     return c @ (cp.log_sum_exp(F, axis=1) - cp.sum(cp.multiply(F, Y), axis=1))
 
 
-def _solve(model: cp.Problem, backend: str, limits: ProgramLimits) -> None:
+def solve_model(model: cp.Problem, backend: str, limits: ProgramLimits) -> None:
+    """Solve a cvxpy model at a hundredth of the tolerance, between 1e-10 and 1e-7.
+
+    Raises:
+        SolverError: the solver ended without an answer.
+    """
     accuracy = max(min(0.01 * limits.tol, 1e-7), 1e-10)
     options: dict[str, dict[str, Any]] = {
         "clarabel": {"tol_gap_abs": accuracy, "tol_gap_rel": accuracy, "tol_feas": accuracy},
