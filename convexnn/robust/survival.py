@@ -35,7 +35,7 @@ class Survival:
         return self.factors > _CLEARLY
 
     def largest(self, ball: Ball) -> float:
-        """The largest radius of the ball at which some pattern would keep an interior."""
+        """The largest radius of the ball at which some pattern is known to keep an interior."""
         return float(self.factors.max() * ball.radii.max())
 
 
@@ -81,8 +81,8 @@ def surviving(patterns: Patterns, found: Survival, ball: Ball) -> Patterns:
     if not bool(inside.any()):
         raise InvalidInputError(
             f"no robust cone of the {len(patterns)} patterns has an interior at radius {float(ball.radii.max()):g} "
-            f"({ball.norm}); the largest possible radius for them is {found.largest(ball):.6g}. Use a smaller eps, "
-            'other patterns, or soft cones (robust_cones="soft").'
+            f"({ball.norm}); the largest radius that one of them survives is {found.largest(ball):.6g}. Use a smaller "
+            'eps, other patterns, or soft cones (robust_cones="soft").'
         )
     return replace(patterns, D=patterns.D[inside], gates=found.directions[inside], complete=False)
 

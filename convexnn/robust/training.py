@@ -118,11 +118,11 @@ def train_robust(
     if start is not None and len(start):
         sampled = _with_start(problem, ball, sampled, start.to(cpu), generator, soft=how.cones == "soft")
     program: AbstractRobustProgram = kind(problem, sampled.patterns, ball)
-    limits_ = ProgramLimits(limits.tol, limits.max_seconds)
+    started = time.perf_counter()
     try:
-        solved = _solve(program, method, limits_, report)
+        solved = _solve(program, method, ProgramLimits(limits.tol, limits.max_seconds), report)
         if refine:
-            program, solved = _refined(program, solved, limits, report)
+            program, solved = _refined(program, solved, limits, started, report)
             patterns = program.patterns
             sampled = RobustPatterns(patterns, sampled.n_sampled, len(patterns), sampled.factors)
     except KeyboardInterrupt:
@@ -154,28 +154,31 @@ def _solve(program: AbstractRobustProgram, method: str, limits: ProgramLimits, r
 
 
 def _refined(
-    program: AbstractRobustProgram, solved: RobustAnswer, limits: Limits, report: Report
+    program: AbstractRobustProgram, solved: RobustAnswer, limits: Limits, started: float, report: Report
 ) -> tuple[AbstractRobustProgram, RobustAnswer]:
     """Add the patterns that the active neurons have at the samples, and solve again until that gains nothing.
 
     A neuron of soft cones can be on another side than its pattern says; with its own it may be charged less. Old
-    patterns stay, so that the objective never rises.
+    patterns stay, so that the objective never rises. ``started`` is when the time limit began.
     """
-    started, generator = time.perf_counter(), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(limits.max_rounds):
         old, point = solved.judgement.objective, solved.judgement.point
         norms = point.U.norm(dim=-1)
         own = patterns_of(program.problem.X, point.U[norms > _ACTIVE * norms.max()], generator)
         joined = program.patterns.joined(own)
         left = limits.max_seconds - (time.perf_counter() - started)
-        if len(joined) == len(program.patterns) or left <= 0:
+        if len(joined) == len(program.patterns) or left <= 0 or solved.status is Status.INTERRUPTED:
             break
         wider = replace(program, patterns=joined)
         start = point.U.new_zeros((2, 1, len(joined), point.U.shape[-1]))
         start[:, :, : len(program.patterns)] = point.U
-        found = solve_working_set(
-            wider, ProgramLimits(limits.tol, left), start=ConvexPoint(start, point.bias), report=report
-        )
+        try:
+            found = solve_working_set(
+                wider, ProgramLimits(limits.tol, left), start=ConvexPoint(start, point.bias), report=report
+            )
+        except KeyboardInterrupt:  # before it had judged a point
+            return program, replace(solved, status=Status.INTERRUPTED)
         if found.judgement.objective >= old:
             break
         program, solved = wider, replace(found, trace=(*solved.trace, *found.trace))
@@ -253,4 +256,4 @@ def certified_loss(problem: Problem, neurons: Neurons, outcome: RobustOutcome) -
 
 def read_robust(value: Any) -> Robust:
     """A :class:`Robust`, or one of a radius alone."""
-    return value if isinstance(value, Robust) else replace(Robust(0.0), eps=value)
+    return value if isinstance(value, Robust) else Robust(value)

@@ -256,7 +256,7 @@ def test_survivors_and_the_largest_radius():
     kept = surviving(patterns, survival(flat, patterns, moving.scaled(0.999 * largest / 0.02)), moving)
     assert len(kept) >= 1
     too_large = moving.scaled(1.01 * largest / 0.02)
-    with pytest.raises(InvalidInputError, match=f"largest possible radius for them is {largest:.6g}"):
+    with pytest.raises(InvalidInputError, match=f"largest radius that one of them survives is {largest:.6g}"):
         surviving(patterns, survival(flat, patterns, too_large), too_large)
 
 

@@ -160,6 +160,25 @@ def test_an_interrupt_returns_the_constant_network(monkeypatch):
     assert result.bound == -np.inf
 
 
+def test_an_interrupted_refinement_keeps_what_came_before(monkeypatch):
+    """Before it has judged a point of its own, or after: the first program's network and bound are not lost."""
+    X, y = data()
+    options = {"loss": "hinge", "weight_decay": 1e-3, "robust": 0.05, "n_patterns": 8, "random_state": 0}
+    plain, original, calls = train(X, y, **options), training.solve_working_set, []
+
+    def second(*args, **settings):
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return original(*args, **settings)
+
+    monkeypatch.setattr(training, "solve_working_set", second)
+    stopped = train(X, y, refine=True, **options)
+    assert len(calls) == 2
+    assert stopped.status is Status.INTERRUPTED
+    assert (stopped.objective, stopped.bound) == (plain.objective, plain.bound)
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -170,7 +189,10 @@ def test_an_interrupt_returns_the_constant_network(monkeypatch):
         ({"robust": 0.1, "refine": True, "method": "reference"}, "leave refine=False"),
         ({"robust": 0.1, "prove": "fast"}, "leave prove=None"),
         ({"robust": 0.1, "n_patterns": 0}, "0 patterns were asked for"),
-        ({"robust": Robust(0.5, "linf", "hard"), "hidden_bias": False}, "largest possible radius for them is 0"),
+        (
+            {"robust": Robust(0.5, "linf", "hard"), "hidden_bias": False},
+            "largest radius that one of them survives is 0",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings, match):
