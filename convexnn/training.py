@@ -132,7 +132,8 @@ def train(
         around every sample (one output; squared, logistic, hinge). Convex over ``n_patterns`` sampled patterns:
         ``"global"`` and ``"auto"`` are the interior point here, ``"reference"`` is cvxpy. ``refine=True`` (soft cones)
         adds the patterns that the network's neurons have at the samples until nothing improves.
-        ``objective`` is then the certified worst case of the network, ``bound`` and ``gap`` are the program's own.
+        ``objective`` is then an upper bound of the network's worst case, from its weights and in floating point,
+        ``bound`` and ``gap`` are the program's own.
 
     Returns
     -------

@@ -44,7 +44,7 @@ for name, result in runs.items():
     )
 print(f"\n{runs['hard cones'].robust}")
 
-# With the same patterns soft cones are never worse, and both are better than not asking.
+# Hard cones keep some of the patterns that soft ones have, so that their optimum is never better.
 assert runs["soft cones"].robust.bound <= runs["hard cones"].robust.objective
 
 try:

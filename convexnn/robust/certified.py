@@ -81,7 +81,8 @@ def certified_objective(
 ) -> float:
     """The loss at the worst output within the bounds, plus the penalty of the weights as they stand.
 
-    At least the worst case over the balls; equal to it where no active neuron changes sides on any ball.
+    At least the worst case over the balls, up to rounding (double precision, not rounded outward); equal to it where
+    no active neuron changes sides on any ball.
     """
     margin = isinstance(problem.loss, AbstractMarginLoss)
     F = worst_outputs(problem.loss.targets, output_bounds(neurons, problem.X, ball, known), margin=margin)

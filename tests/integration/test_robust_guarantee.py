@@ -42,7 +42,7 @@ def worst_margins(network: torch.nn.Sequential, X: torch.Tensor, order: float) -
 
 
 @pytest.mark.parametrize(("norm", "order"), [("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)])
-@pytest.mark.parametrize("loss", ["hinge", "squared"])
+@pytest.mark.parametrize("loss", ["hinge", "squared", "logistic"])
 @pytest.mark.usefixtures("unchecked")
 @torch.no_grad()
 def test_certificates_reproduce_the_worst_case_of_hard_cones(norm, order, loss):
