@@ -15,6 +15,10 @@ _PUBLIC = {
     "TraceEntry": "convexnn.result",
     "ConvexReLUClassifier": "convexnn.estimators",
     "ConvexReLURegressor": "convexnn.estimators",
+    "prune": "convexnn.pruning",
+    "PrunedNetwork": "convexnn.pruning",
+    "pruning_curve": "convexnn.shrinking",
+    "PruningCurve": "convexnn.shrinking",
     "to_onnx": "convexnn.onnx",
 }
 
@@ -23,12 +27,16 @@ __all__ = [
     "ConvexReLURegressor",
     "OptimalityGap",
     "ProofReport",
+    "PrunedNetwork",
+    "PruningCurve",
     "Robust",
     "RobustReport",
     "Status",
     "TraceEntry",
     "TrainingResult",
     "optimality_gap",
+    "prune",
+    "pruning_curve",
     "to_onnx",
     "train",
 ]

@@ -1,0 +1,151 @@
+"""Optimal pruning, optimal sets and regularisation paths, measured.
+
+    python -m benchmarks.structure --quick         # a few minutes
+    python -m benchmarks.structure                 # wider networks, more tables, more points
+    python -m benchmarks.structure --only pruning  # one part
+
+Seconds are CPU seconds of one thread. Columns of the data are scaled to unit variance.
+"""
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import nn
+
+from benchmarks.training import breast_cancer, digits, teacher
+from convexnn.network import from_torch
+from convexnn.pruning import prune
+from convexnn.shrinking import pruning_curve
+
+
+def cpu_seconds(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and the CPU seconds it took."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    out = call()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return out, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def unit_variance(load: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The training benchmark's data, its columns of norm one scaled to norm sqrt(n)."""
+    X, Y = load()
+    return X * np.sqrt(len(X)), Y
+
+
+def sample_loss(name: str, F: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
+    if name == "squared":
+        return 0.5 * ((F - Y) ** 2).sum(1).mean()
+    if name == "logistic":
+        return nn.functional.softplus(-Y * F).mean()
+    return nn.functional.cross_entropy(F, Y.argmax(1))
+
+
+def adam(X: np.ndarray, Y: np.ndarray, loss: str, decay: float, width: int, steps: int) -> nn.Sequential:
+    """Full-batch Adam, learning rate 1e-2 falling to zero along a cosine: close to a stationary point."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(X.shape[1], width), nn.ReLU(), nn.Linear(width, Y.shape[1])).double()
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    inputs, targets = torch.from_numpy(X), torch.from_numpy(Y)
+    *penalised, _output_bias = network.parameters()
+    for _ in range(steps):
+        optimiser.zero_grad()
+        penalty = sum((p**2).sum() for p in penalised)
+        (sample_loss(loss, network(inputs), targets) + decay / 2 * penalty).backward()
+        optimiser.step()
+        schedule.step()
+    return network
+
+
+def linear_program(network: nn.Sequential, X: np.ndarray) -> tuple[int, float]:
+    """The same by HiGHS: min masses'x, contributions x = outputs, x >= 0. Neurons, and the change of the outputs."""
+    neurons = from_torch(network).balanced()
+    inputs = torch.cat([torch.from_numpy(X), torch.ones(len(X), 1)], 1)
+    P = torch.relu(inputs @ neurons.W.T)[:, None, :] * neurons.A.T
+    P = (P - P.mean(0)).reshape(-1, len(neurons)).numpy()
+    F = P.sum(1)
+    x = linprog(neurons.masses().numpy(), A_eq=P, b_eq=F, method="highs-ds").x
+    return (int((x > 0).sum()), float(np.abs(P @ x - F).max() / np.abs(F).max())) if x is not None else (0, np.nan)
+
+
+def run_pruning(quick: bool) -> None:
+    """Networks of Adam, pruned at two tolerances, and further down."""
+    cases = [
+        ("breast cancer", breast_cancer, "logistic", 200, 4000),
+        ("breast cancer", breast_cancer, "squared", 200 if quick else 1000, 4000),
+        ("teacher", teacher, "squared", 200 if quick else 500, 4000),
+        ("digits", digits, "softmax", 200, 600 if quick else 3000),
+    ] + ([] if quick else [("digits", digits, "squared", 1000, 1500)])
+    print("\n### Pruning networks of Adam, weight decay 1e-2\n")
+    print(
+        "| data, loss | width | residual | kept to | neurons | objective, relative change | outputs change | s |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
+    networks = []
+    for name, load, loss, width, steps in cases:
+        X, Y = unit_variance(load)
+        Y = np.where(Y > 0, 1.0, -1.0) if loss == "logistic" else Y
+        network = adam(X, Y, loss, 1e-2, width, steps)
+        y = Y.argmax(1) if loss == "softmax" else Y
+        networks.append((f"{name}, {loss}", network, X, y, loss))
+        for tol in (1e-8, 1e-6):
+            pruned, seconds = cpu_seconds(
+                lambda network=network, X=X, y=y, loss=loss, tol=tol: prune(
+                    network, X, y, weight_decay=1e-2, loss=loss, tol=tol
+                )
+            )
+            change = pruned.objective / pruned.objective_before - 1
+            print(
+                f"| {name}, {loss} | {width} | {pruned.residual:.0e} | {tol:g} | {pruned.n_neurons} | {change:+.1e} | "
+                f"{pruned.fit_change:.1e} | {seconds:.1f} |",
+                flush=True,
+            )
+        if Y.shape[1] == 1 and width <= 200:
+            (size, off), seconds = cpu_seconds(lambda network=network, X=X: linear_program(network, X))
+            print(
+                f"| the same, linear program (HiGHS) | {width} | | | {size} | | {off:.1e} | {seconds:.1f} |", flush=True
+            )
+    run_curves(networks)
+
+
+def run_curves(networks: list[tuple[str, nn.Sequential, np.ndarray, np.ndarray, str]]) -> None:
+    """The smallest network within a share of the objective, by correction."""
+    print("\n### Smallest networks within a relative increase of Adam's objective\n")
+    print("| network | correction | 1e-6 | 1e-4 | 1e-2 | s |\n|---|---|---|---|---|---|")
+    for name, network, X, y, loss in networks:
+        for correction in ("least-squares", "weight-decay", "slide"):
+            if correction == "slide" and y.ndim == 2 and y.shape[1] > 1:
+                continue  # minutes
+            curve, seconds = cpu_seconds(
+                lambda network=network, X=X, y=y, loss=loss, correction=correction: pruning_curve(
+                    network, X, y, weight_decay=1e-2, loss=loss, correction=correction
+                )
+            )
+            sizes = " | ".join(str(curve.smallest(share).n_neurons) for share in (1e-6, 1e-4, 1e-2))
+            print(f"| {name} | {correction} | {sizes} | {seconds:.1f} |", flush=True)
+
+
+PARTS: dict[str, Callable[[bool], None]] = {"pruning": run_pruning}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=PARTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    for name, part in PARTS.items():
+        if arguments.only in (None, name):
+            part(arguments.quick)
+    print(f"\n{time.perf_counter() - started:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
