@@ -63,15 +63,17 @@ def adam(X: np.ndarray, Y: np.ndarray, loss: str, decay: float, width: int, step
     return network
 
 
-def linear_program(network: nn.Sequential, X: np.ndarray) -> tuple[int, float]:
-    """The same by HiGHS: min masses'x, contributions x = outputs, x >= 0. Neurons, and the change of the outputs."""
+def linear_program(network: nn.Sequential, X: np.ndarray) -> str:
+    """The same by HiGHS: min masses'x, contributions x = outputs, x >= 0. Two cells: neurons, change of the outputs."""
     neurons = from_torch(network).balanced()
     inputs = torch.cat([torch.from_numpy(X), torch.ones(len(X), 1)], 1)
     P = torch.relu(inputs @ neurons.W.T)[:, None, :] * neurons.A.T
     P = (P - P.mean(0)).reshape(-1, len(neurons)).numpy()
     F = P.sum(1)
-    x = linprog(neurons.masses().numpy(), A_eq=P, b_eq=F, method="highs-ds").x
-    return (int((x > 0).sum()), float(np.abs(P @ x - F).max() / np.abs(F).max())) if x is not None else (0, np.nan)
+    found = linprog(neurons.masses().numpy(), A_eq=P, b_eq=F, method="highs-ds")
+    if found.x is None:
+        return f"none: {found.message.split('.')[0]} | | "
+    return f"{int((found.x > 0).sum())} | | {float(np.abs(P @ found.x - F).max() / np.abs(F).max()):.1e}"
 
 
 def run_pruning(quick: bool) -> None:
