@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from joblib import Parallel, delayed
 
@@ -34,18 +35,10 @@ from convexnn.proof.trees import Tree, tilts_of
 
 Array = np.ndarray
 
-# Least eigenvalues of groups (as ``certificate.PIVOTS``) and shrinkages of the dual point, in the order they are tried.
-_ATTEMPTS = (
-    (1e-7, 1e-7),
-    (1e-7, 1e-6),
-    (1e-5, 1e-6),
-    (1e-4, 1e-6),
-    (1e-4, 1e-5),
-    (1e-3, 1e-5),
-    (1e-3, 1e-4),
-    (1e-2, 1e-4),
-    (1e-2, 1e-3),
-)
+# Least eigenvalues of groups (see ``certificate.PIVOTS``) and shrinkages of the dual point. Every pair is a way to make
+# room for rounding; which of the two is short differs from problem to problem.
+_ROOMS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+_SHRINKAGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 _SPAN_BITS = 60
 _BITS = 60  # of the multipliers below the weight decay
 
@@ -74,13 +67,49 @@ def written(
     data = data_of(problem)
     zeros = Dyadic([0] * len(data.X.values), 0)
     rows = scaled_rows(checker.distinct(data.X, zeros)[0])
+    refused: list[_Attempt] = []
     reason = ""
-    for attempt in _ATTEMPTS:
+    for attempt in _attempts(problem, data, rows, proof):
+        if any(attempt.asks_no_more_than(other) for other in refused):
+            continue
         try:
-            return _attempt(data, rows, proof, neurons, basis, attempt)
+            return _written(data, rows, attempt, neurons, basis)
         except RejectedError as error:
+            refused.append(attempt)
             reason = str(error)
     raise SolverError(f"the bound {proof.value:.9g} could not be proved in exact arithmetic: {reason}")
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A dual point and multipliers with room for rounding, and the bound they give in floating point."""
+
+    value: float
+    least: float
+    shrinkage: float
+    v: Float[Array, " n"]
+    factor: float
+    regions: list[RegionProof]
+
+    def asks_no_more_than(self, other: "_Attempt") -> bool:
+        """Whether it leaves no more room than the other does."""
+        return self.least <= other.least and self.shrinkage <= other.shrinkage
+
+
+def _attempts(problem: Problem, data: checker.Data, rows: Rows, proof: ProvedBound) -> list[_Attempt]:
+    """Every pair of rooms, the best bound first."""
+    decay, scale = _scale(data)
+    _, sums = checker.distinct(data.X, Dyadic(_whole(proof.v, scale), scale))
+    grouped = any(len(p.region.groups) for p in proof.regions)
+    found = []
+    for least in _ROOMS if grouped else _ROOMS[:1]:
+        regions = [replace(p, multipliers=p.multipliers.settled(least)) for p in proof.regions]
+        largest = max(region_bound(p.region, _unit_weights(rows, sums, p.sign), p.multipliers) for p in regions)
+        for shrinkage in _SHRINKAGES:
+            factor = (1 - shrinkage) * min(1.0, decay / max(largest, 1e-300))
+            value = float(problem.loss.dual_value(torch.from_numpy(proof.v * factor)[:, None]))
+            found.append(_Attempt(value, least, shrinkage, proof.v, factor, regions))
+    return sorted(found, key=lambda attempt: -attempt.value)
 
 
 def data_of(problem: Problem) -> checker.Data:
@@ -145,22 +174,12 @@ def span_of(X: Dyadic, basis: Float[Array, "d r"]) -> Span:
     return Span(rounded(basis, _SPAN_BITS), rounded(as_float(X) @ basis, _SPAN_BITS))
 
 
-def _attempt(
-    data: checker.Data,
-    rows: Rows,
-    proof: ProvedBound,
-    neurons: Neurons | None,
-    basis: Float[Array, "d r"] | None,
-    attempt: tuple[float, float],
+def _written(
+    data: checker.Data, rows: Rows, attempt: _Attempt, neurons: Neurons | None, basis: Float[Array, "d r"] | None
 ) -> WrittenProof:
     decay, scale = _scale(data)
-    least, shrinkage = attempt
-    regions = [replace(p, multipliers=p.multipliers.settled(least)) for p in proof.regions]
-    _, sums = checker.distinct(data.X, Dyadic(_whole(proof.v, scale), scale))
-    largest = max(region_bound(p.region, _unit_weights(rows, sums, p.sign), p.multipliers) for p in regions)
-    factor = (1 - shrinkage) * min(1.0, decay / max(largest, 1e-300))
-    dual = Dyadic(_balanced(_whole(proof.v * factor, scale), data), scale)
-    regions = [scaled_by(p, factor) for p in regions]
+    dual = Dyadic(_balanced(_whole(attempt.v * attempt.factor, scale), data), scale)
+    regions = [scaled_by(p, attempt.factor) for p in attempt.regions]
     _, sums = checker.distinct(data.X, dual)
     signs = [_sign(rows, sums, [p for p in regions if p.sign == sign], decay, basis) for sign in (1, -1)]
     return finished(data, dual, signs, neurons)

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 Array = np.ndarray
 
-# Least eigenvalues of a group's form in s, relative to its largest pivot. At the optimum the form is singular, and the
+# Least eigenvalues of a group's form in s, scaled to a diagonal of ones. At the optimum the form is singular, and the
 # first costs least; multipliers that are some steps away from it, and exact proofs, want more room for their errors.
 PIVOTS = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2)
 
@@ -88,15 +88,20 @@ class Multipliers:
         )
 
     def settled(self, least: float = PIVOTS[0]) -> "Multipliers":
-        """Admissible, with the pivots raised until the form in s of every group has this least relative eigenvalue."""
+        """Admissible, the pivots of every group raised in proportion until its form in s has this least eigenvalue.
+
+        Of the form scaled to a diagonal of ones: pivots of a group may differ by orders of magnitude.
+        """
         fit = self.admissible()
-        off = (fit.both + fit.mixed + np.swapaxes(fit.mixed, 1, 2) + fit.neither) / 2
-        S = fit.pivot[:, :, None] * np.eye(fit.pivot.shape[-1]) - off
-        if not len(S):
+        if not len(fit.pivot):
             return fit
-        lowest = np.linalg.eigvalsh(S)[:, :1]
-        floor = least * (np.abs(fit.pivot).max(1, keepdims=True) + 1e-300)
-        return replace(fit, pivot=fit.pivot + np.where(lowest < floor, 2 * floor - lowest, 0.0))
+        pivot = np.maximum(fit.pivot, 1e-12 * (np.abs(fit.pivot).max(1, keepdims=True) + 1e-300))
+        root = 1 / np.sqrt(pivot)
+        off = (fit.both + fit.mixed + np.swapaxes(fit.mixed, 1, 2) + fit.neither) / 2
+        scaled = np.eye(pivot.shape[-1]) - root[:, :, None] * off * root[:, None, :]
+        lowest = np.linalg.eigvalsh(scaled)[:, :1]
+        raised = (2 * least - lowest) / (1 - 2 * least)
+        return replace(fit, pivot=pivot * (1 + np.where(lowest < least, raised, 0.0)))
 
 
 def _in_cone(x: Float[Array, "*b k"]) -> Float[Array, "*b k"]:

@@ -235,6 +235,20 @@ def test_missing_repeated_and_foreign_margins_are_rejected():
     assert "every other class" in accepts(less)
 
 
+def test_embedded_weights_have_the_digest_that_is_written():
+    other = changed(DOCUMENTS["crown"][1], ("claim", "network", "digest"), lambda digest: digest[::-1])
+    assert "not those that the digest is of" in accepts(other)
+
+
+def test_a_margin_of_nothing_is_no_proof():
+    """A tie keeps no label: a bound may be claimed lower than it is, but not zero."""
+    where = ("proof", "slopes", "bounds", "values")
+    document = DOCUMENTS["crown"][1]
+    assert accepts(changed(document, where, lambda v: [1, *v[1:]])) is None
+    for value in (0, -1):
+        assert "not positive" in accepts(changed(document, where, lambda v, value=value: [value, *v[1:]]))
+
+
 def test_the_norms_of_the_weights_are_proved_or_rejected():
     document = DOCUMENTS["balls"][1]
     for k, value in enumerate(document["proof"]["squared_norms"]):
