@@ -38,6 +38,11 @@ def read_matrix(X: Any, name: str = "X") -> Tensor:
     return _as_tensor(array, name)
 
 
+def read_finite(values: Any, name: str) -> Tensor:
+    """Finite float64 numbers of any shape."""
+    return _as_tensor(_as_array(values, name), name)
+
+
 def read_targets(y: Any, n: int, loss: str) -> Tensor:
     """Targets (n, K): real for squared, -1 or +1 for logistic and hinge, rows of the simplex for softmax."""
     array = _as_array(y, "y")

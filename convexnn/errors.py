@@ -13,6 +13,20 @@ class InvalidTypeError(ConvexNNError, TypeError):
     """An argument is of a type that cannot be read."""
 
 
+class InfeasibleConstraintsError(InvalidInputError):
+    """No network that can be trained here meets the constraints; ``rows`` and ``names`` are in conflict.
+
+    Without any one of these rows the others could be met. ``weights`` (positive, one for each of ``rows``) prove the
+    conflict: the weighted sum of the rows is zero for every network, and that of their limits is negative.
+    """
+
+    def __init__(
+        self, message: str, rows: tuple[int, ...] = (), names: tuple[str, ...] = (), weights: tuple[float, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.rows, self.names, self.weights = rows, names, weights
+
+
 class UnsupportedNetworkError(ConvexNNError, TypeError):
     """A torch module is not of the form Linear, ReLU, Linear."""
 

@@ -114,6 +114,31 @@ class ProgramReport:
 
 
 @dataclass(frozen=True)
+class ConstraintReport:
+    """Constraints A f <= b as the returned network meets them, and what each costs.
+
+    ``multipliers`` are at least zero, in units of the objective per unit of the row: raising a limit by a small t
+    changes the optimal value of the program by -multiplier * t. Rows that are not tight have none. Where rows hold as
+    equalities (f <= 1 and f >= 1) multipliers are not unique.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[float, ...]  # A f of the network itself
+    limits: tuple[float, ...]  # b
+    multipliers: tuple[float, ...]
+    violation: float  # the largest A f - b of the network, zero where every row holds
+    tolerance: float  # of that, for every row
+
+    def __str__(self) -> str:
+        tight = sum(multiplier > 0 for multiplier in self.multipliers)
+        lines = f"rows      {len(self.names)}, largest violation {self.violation:.1e} (tolerance {self.tolerance:.1e})"
+        order = sorted(range(len(self.names)), key=lambda k: -self.multipliers[k])[:5]
+        for k in order[:tight]:
+            lines += f"\n          {self.multipliers[k]:.4g} per unit of: {self.names[k]}"
+        return lines
+
+
+@dataclass(frozen=True)
 class RobustReport:
     """What a robustly trained network is worth: the convex program behind it, and the patterns that it was built on.
 
@@ -165,6 +190,7 @@ class TrainingResult:
     program: ProgramReport | None = None  # of the methods that fix activation patterns
     proof: ProofReport | None = None  # where bound_kind is "proved"
     robust: RobustReport | None = None  # of training with robust=; objective and gap are then of the worst case
+    constraints: ConstraintReport | None = None  # of training with constraints=
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the network, as plain Python values (for JSON)."""
@@ -185,6 +211,7 @@ class TrainingResult:
         out["program"] = None if self.program is None else vars(self.program)
         out["proof"] = None if self.proof is None else vars(self.proof)
         out["robust"] = None if self.robust is None else vars(self.robust)
+        out["constraints"] = None if self.constraints is None else vars(self.constraints)
         out["trace"] = [vars(entry) for entry in self.trace]
         return out
 
@@ -200,7 +227,7 @@ class TrainingResult:
             f"gap       {self.gap:.2e} (relative)\n"
             f"neurons   {self.n_neurons}\n"
             f"seconds   {self.seconds:.2f} in {self.n_rounds} rounds"
-        ) + "".join(f"\n{part}" for part in (self.program, self.robust) if part is not None)
+        ) + "".join(f"\n{part}" for part in (self.program, self.robust, self.constraints) if part is not None)
 
 
 def relative_gap(objective: float, bound: float, floor: float = 0.0) -> float:

@@ -14,6 +14,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from convexnn.constrained.training import (
+    ConstrainedOutcome,
+    ConstrainedSettings,
+    check_constrained,
+    train_constrained,
+)
 from convexnn.data import flag, positive, read_loss, read_matrix, resolve_device
 from convexnn.errors import InvalidInputError, ScalingWarning, SolverError, SolverWarning
 from convexnn.network import from_torch, layers_of, penalty, to_torch
@@ -74,6 +80,7 @@ def train(
     proof_seconds: float | None = 60.0,
     proof_file: str | os.PathLike[str] | None = None,
     robust: Any = None,
+    constraints: Any = None,
 ) -> TrainingResult:
     """Train a two-layer ReLU network by convex optimisation, and say how far from the optimum it can be.
 
@@ -134,19 +141,27 @@ def train(
         adds the patterns that the network's neurons have at the samples until nothing improves.
         ``objective`` is then an upper bound of the network's worst case, from its weights and in floating point,
         ``bound`` and ``gap`` are the program's own.
+    constraints:
+        A :class:`convexnn.Constraints`, A f <= b on the outputs at the samples and at extra points (one output;
+        squared, logistic, hinge). ``"interior-point"`` and ``"auto"`` solve the program of sampled patterns,
+        ``"global"`` (and ``refine=True``) adds patterns until nothing improves, ``"fista"`` is the gated program,
+        ``"reference"`` is cvxpy. Multipliers and what the network itself makes of each row are in ``constraints``
+        of the result.
 
     Returns
     -------
     TrainingResult
         ``network`` (float64, on the CPU), ``objective``, ``bound`` with ``bound_kind`` ("proved": see ``prove``;
         "local-search": evidence, not proof; "sampled-program": for this program only; "all-patterns": every pattern was
-        listed), ``gap``, ``status``, ``n_neurons``, ``seconds``, ``trace``, ``program``, ``robust``.
+        listed), ``gap``, ``status``, ``n_neurons``, ``seconds``, ``trace``, ``program``, ``robust``, ``constraints``.
 
     Raises
     ------
     InvalidInputError, InvalidTypeError
         NaN or infinity, shapes that do not fit, one class, weight_decay <= 0, unknown loss or method; with
         ``robust`` a radius beyond what any sampled pattern survives (hard cones; says which is the largest).
+    InfeasibleConstraintsError
+        No network with these patterns meets the constraints; names a minimal set of rows in conflict.
     DeviceError
         CUDA was asked for and is not there.
 
@@ -157,7 +172,7 @@ def train(
     """
     started = time.perf_counter()
     _check_method(method, dtype)
-    if refine and method == "global" and robust is None:
+    if refine and method == "global" and robust is None and constraints is None:
         raise InvalidInputError('method="global" works on all patterns already: leave refine=False.')
     how_robust = None if robust is None else read_robust(robust)
     if how_robust is not None:
@@ -169,26 +184,36 @@ def train(
         check_provable(task.reduced, prove, proof_seconds, proof_file)
     if how_robust is not None:
         task = replace(task, reduced=task.full, reduction=Reduction(None))  # balls are not the same in rotated columns
+    if constraints is not None:
+        settings = ConstrainedSettings(method, n_patterns, task.hidden_bias, refine)
+        others = {name for name, value in (("robust", robust), ("prove", prove)) if value is not None}
+        check_constrained(constraints, settings, task.full, others)
+        task = replace(
+            task, reduced=task.full, reduction=Reduction(None)
+        )  # extra points may leave the rank of the data
     start = None if warm_start is None else _warm_start(task, warm_start)
     limits = limits_of(tol, max_seconds, max_rounds)
     request = None if prove is None else Request(prove, proof_seconds, limits.tol, proof_file)
     seed = seed_of(random_state)
     with torch.no_grad(), threads_for(task.reduced), _progress_bar(progress, limits) as report:
         if how_robust is not None:
-            settings = (method, n_patterns, task.hidden_bias, refine)
-            outcome = train_robust(
-                task.full, how_robust, settings, start=start, limits=limits, seed=seed, report=report
-            )
+            how = (method, n_patterns, task.hidden_bias, refine)
+            outcome = train_robust(task.full, how_robust, how, start=start, limits=limits, seed=seed, report=report)
             plain = _result(task, data, outcome.answer, (method, loss), started)
             return _robust_result(plain, outcome, task)
+        if constraints is not None:
+            bounded = train_constrained(
+                task.full, constraints, data, settings, start=start, limits=limits, seed=seed, report=report
+            )
+            return _constrained_result(_result(task, data, bounded.answer, (method, loss), started), bounded)
         if method == "global":
             answer = solve(
                 task.reduced, SlidingFrankWolfe(), start=start, limits=limits, seed=seed, dtype=dtype, report=report
             )
             result = _result(task, data, answer, (method, loss), started)
             return _proved(result, task, request)
-        how = Restriction(method, n_patterns, refine, dtype)
-        found = solve_restricted(task.reduced, how, start=start, limits=limits, seed=seed, report=report)
+        restriction = Restriction(method, n_patterns, refine, dtype)
+        found = solve_restricted(task.reduced, restriction, start=start, limits=limits, seed=seed, report=report)
     result = _restricted_result(_result(task, data, found.answer, (method, loss), started), found, task)
     return _proved(result, task, request)
 
@@ -226,6 +251,20 @@ def _robust_result(result: TrainingResult, outcome: RobustOutcome, task: Task) -
     if result.n_neurons == 0:
         gap = relative_gap(worst, result.bound, task.full.floor())
     return replace(result, objective=worst, bound=bound, bound_kind="sampled-program", gap=gap, robust=about)
+
+
+def _constrained_result(result: TrainingResult, outcome: ConstrainedOutcome) -> TrainingResult:
+    """And what the module itself makes of the constraints."""
+    F = result.network(outcome.points)
+    bound = min(result.bound, result.objective)
+    return replace(
+        result,
+        bound=bound,
+        bound_kind=outcome.bound_kind,
+        gap=relative_gap(result.objective, bound),
+        program=outcome.program,
+        constraints=outcome.report(F),
+    )
 
 
 def _restricted_result(result: TrainingResult, found: RestrictedAnswer, task: Task) -> TrainingResult:

@@ -10,7 +10,7 @@ in a few iterations, until the barrier has made it too ill conditioned for that.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.linalg.blas import dsyrk, ssyrk
 from torch import Tensor
 
@@ -92,12 +92,11 @@ class NewtonSystem:
         cls, maps: BlockMap, linear: Linearisation, scaling: Scaling, weights: Float[Tensor, "B m"], with_bias: bool
     ) -> "NewtonSystem":
         """Factorise."""
-        factor = _cholesky(_curvature(maps, scaling, weights))
+        factor = cholesky(block_curvature(maps, scaling, weights))
         inverse = torch.cholesky_inverse(factor)
         n_pairs = int(maps.pairs.max()) + 1
         M = inverse.new_zeros((n_pairs, *inverse.shape[1:])).index_add_(0, maps.pairs, inverse)
-        first = torch.zeros(n_pairs, dtype=torch.long, device=M.device)
-        first[maps.pairs] = torch.arange(len(maps.pairs), device=M.device)
+        first = _first_of_pairs(maps, n_pairs)
         keep = _weighty(maps, linear, M)
         samples = _sample_matrix(maps, linear, M[keep], first[keep])
         return cls(maps, linear, scaling, weights, factor, samples, samples.exact and bool(keep.all()), with_bias)
@@ -172,7 +171,7 @@ class Response:
         return Response(self.du + other.du, self.q + other.q, self.db + other.db)
 
 
-def _curvature(maps: BlockMap, scaling: Scaling, weights: Tensor) -> Float[Tensor, "B d d"]:
+def block_curvature(maps: BlockMap, scaling: Scaling, weights: Tensor) -> Float[Tensor, "B d d"]:
     """H_j: cone rows, and the norm after its bound was eliminated."""
     H = maps.cone_gram(weights)
     B, d = maps.shape
@@ -185,8 +184,8 @@ def _curvature(maps: BlockMap, scaling: Scaling, weights: Tensor) -> Float[Tenso
     return H
 
 
-def _cholesky(H: Float[Tensor, "B d d"]) -> Float[Tensor, "B d d"]:
-    """Factors; matrices that are singular to rounding get the ridge that they need."""
+def cholesky(H: Float[Tensor, "B d d"]) -> Float[Tensor, "B d d"]:
+    """Cholesky factors; matrices that are singular to rounding get the ridge that they need."""
     factor, info = torch.linalg.cholesky_ex(H)
     ridge = 1e-14
     while bool((info > 0).any()) and ridge < 1.0:
@@ -210,7 +209,7 @@ def _weighty(maps: BlockMap, linear: Linearisation, M: Float[Tensor, "Q d d"]) -
 
 def _sample_matrix(maps: BlockMap, linear: Linearisation, M: Tensor, members: Tensor) -> SampleMatrix:
     """``members`` is one block of each pair: it knows the pattern and the output."""
-    factor = _cholesky(M)
+    factor = cholesky(M)
     masks, outputs = maps.masks[members].abs(), maps.outputs[members]
     diagonal = linear.diagonal
     if diagonal and len(maps.X) >= _SINGLE_FROM:
@@ -228,6 +227,21 @@ def _sample_matrix(maps: BlockMap, linear: Linearisation, M: Tensor, members: Te
     T = torch.stack([torch.tril(gram) + torch.tril(gram, -1).T for gram in grams])
     coupled = torch.einsum("ika,kij,jkb->iajb", root, T, root).reshape(n * root.shape[2], -1)
     return SampleMatrix((_factorise(coupled),))
+
+
+def _first_of_pairs(maps: BlockMap, n_pairs: int) -> Int[Tensor, " Q"]:
+    """One block of each pair: it knows the pattern and the output."""
+    first = torch.zeros(n_pairs, dtype=torch.long, device=maps.masks.device)
+    first[maps.pairs] = torch.arange(len(maps.pairs), device=first.device)
+    return first
+
+
+def pattern_gram(maps: BlockMap, factor: Float[Tensor, "B d d"]) -> Float[Tensor, "N N"]:
+    """Lower triangle of A H^-1 A' over all points, one output, from the Cholesky factors of the H_j."""
+    inverse = torch.cholesky_inverse(factor)
+    n_pairs = int(maps.pairs.max()) + 1
+    M = inverse.new_zeros((n_pairs, *inverse.shape[1:])).index_add_(0, maps.pairs, inverse)
+    return _gram(maps.X, maps.masks[_first_of_pairs(maps, n_pairs)].abs(), cholesky(M))
 
 
 def _single_precision(
@@ -267,7 +281,7 @@ def _gram(X: Tensor, masks: Tensor, factor: Tensor) -> Float[Tensor, "n n"]:
 
 def _factorise(gram: Tensor) -> Tensor:
     gram.diagonal().add_(1.0)
-    return _cholesky(gram[None])[0]
+    return cholesky(gram[None])[0]
 
 
 def _conjugate_gradients(apply, precondition, b: Tensor) -> Tensor:  # type: ignore[no-untyped-def]

@@ -67,7 +67,7 @@ def _model(program: AbstractProgram) -> tuple[cp.Problem, list[list[cp.Variable]
                 cones.append(cp.multiply(program.cone.signs.T.numpy(), Z[live]) >= 0)
         columns.append(cp.reshape(column, (len(X), 1), order="C"))
     tie = (cp.hstack(columns) if K > 1 else columns[0]) == F
-    objective = cp.Minimize(_loss(loss, F) + program.problem.weight_decay * mass)
+    objective = cp.Minimize(loss_expression(loss, F) + program.problem.weight_decay * mass)
     return cp.Problem(objective, [tie, *cones]), blocks, bias, tie, cones
 
 
@@ -75,7 +75,8 @@ def _penalty(program: AbstractProgram, U: cp.Variable) -> cp.Expression:
     return cp.sum(cp.norm(U, 2, axis=1)) if program.penalty.rotates else cp.sum(cp.abs(U))
 
 
-def _loss(loss: AbstractLoss, F: cp.Variable) -> cp.Expression:
+def loss_expression(loss: AbstractLoss, F: cp.Expression) -> cp.Expression:
+    """L(F) of an expression (n, K)."""
     Y, c = loss.targets.numpy(), loss.weights.numpy()
     if loss.name == "squared":
         return 0.5 * cp.sum_squares(cp.multiply(np.sqrt(c)[:, None], F - Y))

@@ -1,0 +1,1 @@
+"""Training under linear constraints on predictions: program, judge, solvers."""
