@@ -4,15 +4,12 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from convexnn.constrained.training import (
     ConstrainedOutcome,
@@ -25,12 +22,14 @@ from convexnn.errors import InvalidInputError, ScalingWarning, SolverError, Solv
 from convexnn.network import from_torch, layers_of, penalty, to_torch
 from convexnn.neurons import Neurons
 from convexnn.problem import Problem, Reduction, reduce_to_rank
+from convexnn.progress import progress_bar
 from convexnn.proof.report import Request, check_provable
 from convexnn.proof.report import prove as prove_bound
 from convexnn.restricted import METHODS as RESTRICTED
 from convexnn.restricted import RestrictedAnswer, Restriction, solve_restricted
-from convexnn.result import Status, TraceEntry, TrainingResult, relative_gap
-from convexnn.robust.training import RobustOutcome, certified_loss, check_robust, read_robust, train_robust
+from convexnn.result import Status, TrainingResult, relative_gap
+from convexnn.robust.training import MAJORISE, RobustOutcome, certified_loss, check_robust, read_robust, train_robust
+from convexnn.robust.training import METHODS as ROBUST
 from convexnn.solvers.loop import Answer, Limits, solve
 from convexnn.solvers.sliding import SlidingFrankWolfe
 from convexnn.threads import threads_for
@@ -64,7 +63,7 @@ def train(
     weight_decay: float,
     method: str = "global",
     n_patterns: int = 100,
-    refine: bool = False,
+    refine: bool | str = False,
     hidden_bias: bool = True,
     output_bias: bool = True,
     tol: float = 1e-4,
@@ -137,8 +136,10 @@ def train(
     robust:
         A radius, or a :class:`convexnn.Robust`: minimise the worst case of the loss over a ball of perturbations
         around every sample (one output; squared, logistic, hinge). Convex over ``n_patterns`` sampled patterns:
-        ``"global"`` and ``"auto"`` are the interior point here, ``"reference"`` is cvxpy. ``refine=True`` (soft cones)
-        adds the patterns that the network's neurons have at the samples until nothing improves.
+        ``"global"`` and ``"auto"`` are the interior point here, or for soft cones and large data ``"first-order"``;
+        ``"reference"`` is cvxpy. ``refine=True`` (soft cones) adds the patterns that the network's neurons have at the
+        samples until nothing improves; ``refine="mm"`` goes on from the network, and from ``warm_start``, by
+        majorising what they certify: see :mod:`convexnn.robust.majorise`.
         ``objective`` is then an upper bound of the network's worst case, from its weights and in floating point,
         ``bound`` and ``gap`` are the program's own.
     constraints:
@@ -171,9 +172,8 @@ def train(
     so far with status INTERRUPTED.
     """
     started = time.perf_counter()
-    _check_method(method, dtype)
-    if refine and method == "global" and robust is None and constraints is None:
-        raise InvalidInputError('method="global" works on all patterns already: leave refine=False.')
+    _check_method(method, dtype, robust=robust is not None)
+    refine = _read_refine(refine, method, robust=robust is not None, constrained=constraints is not None)
     how_robust = None if robust is None else read_robust(robust)
     if how_robust is not None:
         check_robust(how_robust, method, refine=refine, prove=prove)
@@ -185,17 +185,16 @@ def train(
     if how_robust is not None:
         task = replace(task, reduced=task.full, reduction=Reduction(None))  # balls are not the same in rotated columns
     if constraints is not None:
-        settings = ConstrainedSettings(method, n_patterns, task.hidden_bias, refine)
+        settings = ConstrainedSettings(method, n_patterns, task.hidden_bias, bool(refine))
         others = {name for name, value in (("robust", robust), ("prove", prove)) if value is not None}
         check_constrained(constraints, settings, task.full, others)
-        task = replace(
-            task, reduced=task.full, reduction=Reduction(None)
-        )  # extra points may leave the rank of the data
+        # Extra points may leave the rank of the data.
+        task = replace(task, reduced=task.full, reduction=Reduction(None))
     start = None if warm_start is None else _warm_start(task, warm_start)
     limits = limits_of(tol, max_seconds, max_rounds)
     request = None if prove is None else Request(prove, proof_seconds, limits.tol, proof_file)
     seed = seed_of(random_state)
-    with torch.no_grad(), threads_for(task.reduced), _progress_bar(progress, limits) as report:
+    with torch.no_grad(), threads_for(task.reduced), progress_bar(progress, limits.tol) as report:
         if how_robust is not None:
             how = (method, n_patterns, task.hidden_bias, refine)
             outcome = train_robust(task.full, how_robust, how, start=start, limits=limits, seed=seed, report=report)
@@ -212,7 +211,7 @@ def train(
             )
             result = _result(task, data, answer, (method, loss), started)
             return _proved(result, task, request)
-        restriction = Restriction(method, n_patterns, refine, dtype)
+        restriction = Restriction(method, n_patterns, bool(refine), dtype)
         found = solve_restricted(task.reduced, restriction, start=start, limits=limits, seed=seed, report=report)
     result = _restricted_result(_result(task, data, found.answer, (method, loss), started), found, task)
     return _proved(result, task, request)
@@ -272,11 +271,25 @@ def _restricted_result(result: TrainingResult, found: RestrictedAnswer, task: Ta
     return replace(result, bound_kind=found.bound_kind, gap=gap, program=found.report)
 
 
-def _check_method(method: str, dtype: torch.dtype) -> None:
-    if method not in METHODS:
+def _check_method(method: str, dtype: torch.dtype, *, robust: bool = False) -> None:
+    if method not in METHODS and not (robust and method in ROBUST):
         raise InvalidInputError(f"method={method!r} is not known; choose one of {', '.join(map(repr, METHODS))}.")
     if dtype not in (torch.float64, torch.float32):
         raise InvalidInputError(f"dtype={dtype} is not supported; pass torch.float64 or torch.float32.")
+
+
+def _read_refine(refine: Any, method: str, *, robust: bool, constrained: bool) -> bool | str:
+    if isinstance(refine, str):
+        if refine != MAJORISE or not robust:
+            raise InvalidInputError(
+                f"refine={refine!r} is not known; pass True or False, or with robust= {MAJORISE!r} to lower what the "
+                "network certifies."
+            )
+        return refine
+    refine = flag(refine, "refine")
+    if refine and method == "global" and not (robust or constrained):
+        raise InvalidInputError('method="global" works on all patterns already: leave refine=False.')
+    return refine
 
 
 def read_task(
@@ -361,23 +374,6 @@ def seed_of(random_state: Any) -> int:
     if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**32:
         return int(random_state)
     raise InvalidInputError(f"random_state={random_state!r}; None, an integer in [0, 2^32) or a numpy generator.")
-
-
-@contextmanager
-def _progress_bar(show: bool, limits: Limits) -> Iterator[Any]:
-    if not show:
-        yield None
-        return
-    with tqdm(unit=" rounds", desc="training") as bar:
-
-        def report(entry: TraceEntry) -> None:
-            gap = relative_gap(entry.objective, entry.bound)
-            bar.set_postfix_str(
-                f"objective {entry.objective:.6g}, gap {gap:.1e} (aim {limits.tol:.0e}), {entry.n_neurons} neurons"
-            )
-            bar.update()
-
-        yield report
 
 
 def _result(task: Task, data: Tensor, answer: Answer, names: tuple[str, str], started: float) -> TrainingResult:

@@ -5,7 +5,7 @@ Neurons that help a bound take the first, the others the second. Slopes 0 and 1 
 exact where no neuron changes sides; the chord (m + r) / 2r is the tightest for a neuron alone (Zhang et al. 2018).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -57,28 +57,38 @@ def lower_bound(
     return (X * z).sum(1) - ball.support(z) - excess @ (signed.signs < 0).to(m) + signed.bias
 
 
-def output_bounds(
-    neurons: Neurons, X: Float[Tensor, "n d"], ball: Ball, known: Float[Tensor, "n k"] | None = None
-) -> Outputs:
+ENDS = (1.0, -1.0)  # the lower and the upper end of the output
+Known = Float[Tensor, "n k"] | Float[Tensor, "2 n k"]  # slopes for both ends, or for the lower and for the upper one
+
+
+def output_bounds(neurons: Neurons, X: Float[Tensor, "n d"], ball: Ball, known: Known | None = None) -> Outputs:
     """The best of two or three choices of slopes at each end; the upper bound is the lower one of -f, negated.
 
     ``known`` are slopes to try too: those that a program was solved with are better for its network than its own sides.
     """
-    ends = []
-    for sign in (1.0, -1.0):
-        signed = Signed.of(Neurons(neurons.W, sign * neurons.A, sign * neurons.bias))
-        m, r = signed.ranges(X, ball)
-        own = own_slopes(m)
-        mixed = torch.where(signed.signs < 0, chords(m, r), own)
-        tried = [own, mixed] if known is None else [own, mixed, known]
-        bounds = torch.stack([lower_bound(signed, X, ball, slopes) for slopes in tried])
-        ends.append(sign * bounds.amax(0))
-    return Outputs(*ends)
+    signed = Signed.of(neurons)
+    if known is not None and known.ndim == 2:
+        known = known.expand(2, -1, -1)
+    low, high = (best_end(signed, X, ball, end, None if known is None else known[k])[0] for k, end in enumerate(ENDS))
+    return Outputs(low, -high)
 
 
-def certified_objective(
-    problem: Problem, ball: Ball, neurons: Neurons, known: Float[Tensor, "n k"] | None = None
-) -> float:
+def best_end(
+    signed: Signed, X: Float[Tensor, "n d"], ball: Ball, end: float, known: Float[Tensor, "n k"] | None = None
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
+    """The best lower bound of f (end +1) or of -f (end -1), and the slopes that give it at each sample."""
+    signed = replace(signed, signs=end * signed.signs, bias=end * signed.bias)
+    m, r = signed.ranges(X, ball)
+    own = own_slopes(m)
+    tried = [own, torch.where(signed.signs < 0, chords(m, r), own)]
+    if known is not None:
+        tried.append(known)
+    bounds = torch.stack([lower_bound(signed, X, ball, slopes) for slopes in tried])
+    best, which = bounds.max(0)
+    return best, torch.stack(tried)[which, torch.arange(len(X), device=X.device)]
+
+
+def certified_objective(problem: Problem, ball: Ball, neurons: Neurons, known: Known | None = None) -> float:
     """The loss at the worst output within the bounds, plus the penalty of the weights as they stand.
 
     At least the worst case over the balls, up to rounding (double precision, not rounded outward); equal to it where

@@ -18,7 +18,9 @@ from convexnn.programs import ConvexPoint
 from convexnn.result import RobustReport, Status, TraceEntry, relative_gap
 from convexnn.robust.answer import RobustAnswer
 from convexnn.robust.ball import Ball, read_ball
-from convexnn.robust.certified import certified_objective
+from convexnn.robust.certified import Known, certified_objective
+from convexnn.robust.first_order import solve_first_order
+from convexnn.robust.majorise import majorise
 from convexnn.robust.program import AbstractRobustProgram, HardRobustProgram, SoftRobustProgram
 from convexnn.robust.reference import solve_reference
 from convexnn.robust.sampling import SOURCES, RobustPatterns, sample_robust
@@ -28,8 +30,10 @@ from convexnn.solvers.answer import ProgramLimits
 from convexnn.solvers.loop import Answer, Limits
 
 CONES = ("soft", "hard")
-METHODS = ("global", "auto", "interior-point", "reference")
+METHODS = ("global", "auto", "interior-point", "first-order", "reference")
+MAJORISE = "mm"  # the refinement that majorises the certified loss
 
+_LARGE = 20_000  # entries of X from which on soft cones go to the first-order method
 _ACTIVE = 1e-4  # norm of a block, relative to the largest, from which on it is a neuron
 
 Report = Callable[[TraceEntry], None] | None
@@ -70,16 +74,20 @@ class RobustOutcome:
     answer: Answer
     report: RobustReport
     ball: Ball
-    slopes: Float[Tensor, "n k"]  # of each neuron at each sample, with which the program certifies the network
+    slopes: Known  # of each neuron at each sample, with which the network is certified
 
 
-def check_robust(how: Robust, method: str, *, refine: bool, prove: str | None) -> None:
+def check_robust(how: Robust, method: str, *, refine: bool | str, prove: str | None) -> None:
     """Raise where another setting of training does not go with robust programs."""
     if method not in METHODS:
         raise InvalidInputError(f"method={method!r} does not train robustly; choose one of {', '.join(METHODS)}.")
+    if method == "first-order" and how.cones == "hard":
+        raise InvalidInputError(
+            'method="first-order" solves soft cones; use method="interior-point" for hard ones, or cones="soft".'
+        )
     if prove is not None:
         raise InvalidInputError("robust training has no proof for patterns that were not sampled: leave prove=None.")
-    if refine and (how.cones == "hard" or method == "reference"):
+    if refine is True and (how.cones == "hard" or method == "reference"):
         raise InvalidInputError(
             "refine=True adds the patterns that neurons have at the samples. Neurons in hard cones have those of the "
             'program, and method="reference" solves once; use soft cones and method="auto", or leave refine=False.'
@@ -89,7 +97,7 @@ def check_robust(how: Robust, method: str, *, refine: bool, prove: str | None) -
 def train_robust(
     problem: Problem,
     how: Robust,
-    settings: tuple[str, int, bool, bool],
+    settings: tuple[str, int, bool, bool | str],
     *,
     start: Neurons | None,
     limits: Limits,
@@ -121,13 +129,18 @@ def train_robust(
     started = time.perf_counter()
     try:
         solved = _solve(program, method, ProgramLimits(limits.tol, limits.max_seconds), report)
-        if refine:
+        if refine is True:
             program, solved = _refined(program, solved, limits, started, report)
             patterns = program.patterns
             sampled = RobustPatterns(patterns, sampled.n_sampled, len(patterns), sampled.factors)
     except KeyboardInterrupt:
         solved = None
     answer, slopes = _answer(program, solved, limits)
+    if refine == MAJORISE and answer.status is not Status.INTERRUPTED:
+        starts: list[tuple[Neurons, Known | None]] = [(answer.neurons, slopes)]
+        if start is not None:
+            starts.append((start.to(cpu), None))
+        answer, slopes = _majorised(program, answer, slopes, starts, limits, started, report)
     answer = replace(answer, neurons=answer.neurons.to(home))
     return RobustOutcome(answer, _about(program, how, sampled, solved), ball, slopes)
 
@@ -148,9 +161,45 @@ def _with_start(
 
 
 def _solve(program: AbstractRobustProgram, method: str, limits: ProgramLimits, report: Report) -> RobustAnswer:
+    """Soft cones of many samples by the first-order method, unless another one is asked for."""
     if method == "reference":
         return solve_reference(program, limits)
+    large = program.soft and program.problem.X.numel() > _LARGE
+    if method == "first-order" or (large and method != "interior-point"):
+        return solve_first_order(program, limits, report=report)
     return solve_working_set(program, limits, report=report)
+
+
+def _majorised(
+    program: AbstractRobustProgram,
+    answer: Answer,
+    slopes: Known,
+    starts: list[tuple[Neurons, Known | None]],
+    limits: Limits,
+    started: float,
+    report: Report,
+) -> tuple[Answer, Known]:
+    """Lower the certified loss of the network, and of the one to start from if there is one; keep the better end."""
+    trace = list(answer.trace)
+
+    def see(entry: TraceEntry) -> None:
+        trace.append(replace(entry, seconds=time.perf_counter() - started, bound=answer.bound))
+        if report is not None:
+            report(trace[-1])
+
+    for neurons, known in starts:
+        left = limits.max_seconds - (time.perf_counter() - started)
+        if len(neurons) == 0 or left <= 0:
+            continue
+        some = ProgramLimits(limits.tol, left, limits.max_rounds)
+        found = majorise(program.problem, program.ball, neurons, some, known=known, report=see)
+        if found.objective < answer.objective:
+            answer = replace(answer, neurons=found.neurons, objective=found.objective)
+            slopes = found.slopes
+        if found.status is Status.INTERRUPTED:
+            answer = replace(answer, status=found.status)
+            break
+    return replace(answer, trace=tuple(trace)), slopes
 
 
 def _refined(
@@ -211,9 +260,7 @@ def _about(
     )
 
 
-def _answer(
-    program: AbstractRobustProgram, solved: RobustAnswer | None, limits: Limits
-) -> tuple[Answer, Float[Tensor, "n k"]]:
+def _answer(program: AbstractRobustProgram, solved: RobustAnswer | None, limits: Limits) -> tuple[Answer, Known]:
     """And the slopes of the network's neurons."""
     problem = program.problem
     constant, none = no_neurons(problem.n_inputs, problem.constant()), problem.X[:, :0]
@@ -250,7 +297,7 @@ def _network(
 def certified_loss(problem: Problem, neurons: Neurons, outcome: RobustOutcome) -> float:
     """The certified objective of the network of a run, from its weights."""
     cpu = torch.device("cpu")
-    known = outcome.slopes if outcome.slopes.shape[1] == len(neurons) else None  # a constant network has a dead neuron
+    known = outcome.slopes if outcome.slopes.shape[-1] == len(neurons) else None  # a constant network has a dead neuron
     return certified_objective(problem.to(cpu), outcome.ball, neurons.to(cpu), known)
 
 

@@ -1,0 +1,135 @@
+"""Lowering what a network certifies: majorise its certified loss at the present slopes, minimise, repeat.
+
+The certified loss is the least of the sloped objectives (:mod:`convexnn.robust.sloped`) over the slopes that are tried.
+With the slopes that are best at the present weights, chords of the neurons that can change sides among them, the
+sloped objective touches the certified loss there and is above it elsewhere: weights that lower the former lower
+the latter. Any network can be the start, one trained by attacks too.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convexnn.neurons import Neurons
+from convexnn.problem import Problem
+from convexnn.result import Status, TraceEntry
+from convexnn.robust.ball import Ball
+from convexnn.robust.certified import ENDS, Known, Signed, best_end, certified_objective
+from convexnn.robust.descent import WIDTHS_NEAR, descend
+from convexnn.robust.sloped import SlopedProgram, ends_of
+from convexnn.solvers.answer import ProgramLimits
+
+_INNER = 0.3  # share of the tolerance to which each majorant is minimised
+_COARSE = 1e-2  # but not further than this: the next majorant gains more
+_TOLERANCES = (1e-3, 1e-5, 0.0)  # masses, relative to the largest, below which neurons are left out if nothing is lost
+
+Report = Callable[[TraceEntry], None] | None
+
+
+@dataclass(frozen=True)
+class Majorised:
+    """A network, the slopes that certify it, and its certified objective at the start and after each round."""
+
+    neurons: Neurons
+    slopes: Float[Tensor, "2 n k"]
+    history: tuple[float, ...]
+    status: Status
+
+    @property
+    def objective(self) -> float:
+        """The last one."""
+        return self.history[-1]
+
+
+@dataclass
+class _Run:
+    """The majorant that touches at the present weights."""
+
+    program: SlopedProgram
+    U: Float[Tensor, "K d"]
+    bias: Float[Tensor, " 1"]
+    history: list[float]
+
+
+def majorise(
+    problem: Problem,
+    ball: Ball,
+    start: Neurons,
+    limits: ProgramLimits,
+    *,
+    known: Known | None = None,
+    report: Report = None,
+) -> Majorised:
+    """Rounds until one gains less than ``limits.tol``, relative; the certified objective never rises.
+
+    ``known`` are slopes that may certify the start better than those that are tried by themselves. An interrupt ends
+    with what was accepted. ``limits.max_steps`` are rounds.
+    """
+    began = time.perf_counter()
+    signed = Signed.of(start)
+    program = touching(problem, ball, signed, _by_end(problem, known))
+    run = _Run(program, signed.u, signed.bias, [program.objective(signed.u, signed.bias)])
+    try:
+        status = _rounds(run, limits, began, report)
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    return _pruned(run, status)
+
+
+def touching(
+    problem: Problem, ball: Ball, signed: Signed, known: Float[Tensor, "q K n"] | None = None
+) -> SlopedProgram:
+    """The sloped program whose objective equals the certified one at these weights."""
+    ends = ends_of(problem)
+    both = []
+    for k, end in enumerate(ENDS):
+        own = None if known is None else known[min(k, len(known) - 1)].T
+        both.append(best_end(signed, problem.X, ball, end, own)[1].T)
+    return SlopedProgram(problem, ball, signed.signs, torch.where(ends[:, None, :] > 0, both[0], both[1]))
+
+
+def _rounds(run: _Run, limits: ProgramLimits, began: float, report: Report) -> Status:
+    deadline, tol = began + limits.max_seconds, max(_INNER * limits.tol, _COARSE)
+    for _ in range(limits.max_steps):
+        found = descend(run.program, run.U, run.bias, tol=tol, deadline=deadline, widths=WIDTHS_NEAR)
+        before = run.history[-1]
+        if not found.objective < before:
+            return Status.STALLED
+        run.U, run.bias = found.U, found.bias
+        signed = Signed(run.U, run.program.signs, run.bias)
+        run.program = touching(run.program.problem, run.program.ball, signed, run.program.slopes)
+        run.history.append(run.program.objective(run.U, run.bias))
+        seconds = time.perf_counter() - began
+        if report is not None:
+            report(TraceEntry(seconds, run.history[-1], -float("inf"), len(run.U)))
+        if before - run.history[-1] < limits.tol * abs(before):
+            return Status.STALLED
+        if seconds > limits.max_seconds:
+            return Status.MAX_SECONDS
+    return Status.MAX_ROUNDS
+
+
+def _by_end(problem: Problem, known: Known | None) -> Float[Tensor, "q K n"] | None:
+    """Slopes in the layout of sloped programs."""
+    if known is None or known.ndim == 2:
+        return None if known is None else known.T[None]
+    ends = ends_of(problem)
+    return torch.where(ends[:, None, :] > 0, known[0].T, known[1].T)
+
+
+def _pruned(run: _Run, status: Status) -> Majorised:
+    """Without the neurons that are all but zero."""
+    program, norms = run.program, run.U.norm(dim=1)
+    both = program.slopes.mT.expand(2, -1, -1)
+    for tolerance in _TOLERANCES:
+        live = norms > tolerance * norms.max()
+        part = replace(program, signs=program.signs[live], slopes=program.slopes[:, live])
+        neurons, slopes = part.network(run.U[live], run.bias), both[:, :, live]
+        value = certified_objective(program.problem, program.ball, neurons, slopes)
+        if value <= run.history[-1] * (1 + 1e-9):
+            break
+    return Majorised(neurons, slopes, tuple(run.history), status)
