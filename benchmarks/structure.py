@@ -18,8 +18,12 @@ import torch
 from scipy.optimize import linprog
 from torch import nn
 
+from benchmarks.data import shared_file
 from benchmarks.training import breast_cancer, digits, teacher
+from convexnn.errors import InvalidInputError, SolverError
 from convexnn.network import from_torch
+from convexnn.optima import optimal_set
+from convexnn.optimal_sets import OptimalSet
 from convexnn.pruning import prune
 from convexnn.shrinking import pruning_curve
 
@@ -133,7 +137,89 @@ def run_curves(networks: list[tuple[str, nn.Sequential, np.ndarray, np.ndarray, 
             print(f"| {name} | {correction} | {sizes} | {seconds:.1f} |", flush=True)
 
 
-PARTS: dict[str, Callable[[bool], None]] = {"pruning": run_pruning}
+TABLES = (
+    "fertility", "haberman", "mammographic", "monks_1", "parkinsons", "pima", "planning", "sonar", "statlog_heart",
+    "blood",
+)  # fmt: skip
+
+
+def table(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Complete rows of a table of two classes, standardised; labels -1 and +1."""
+    with np.load(shared_file("data/uci.npz")) as stored:
+        X, y = stored[f"{name}__X"].astype(float), stored[f"{name}__y"]
+    whole = np.isfinite(X).all(axis=1)
+    X, y = X[whole], y[whole]
+    X = X[:, X.std(axis=0) > 0]
+    return (X - X.mean(axis=0)) / X.std(axis=0), np.where(y == y.max(), 1.0, -1.0)
+
+
+def accuracies(found: OptimalSet, X: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:
+    """Test accuracy of random vertices."""
+    M, shift = found.outputs_at(X)
+    weights = [found.random_vertex(seed).weights for seed in range(count if found.dimension else 1)]
+    return np.array([np.mean((M @ x + shift > 0) == (y > 0)) for x in weights])
+
+
+def set_row(name: str, decay: float, method: str, X: np.ndarray, y: np.ndarray) -> str:
+    train = np.random.default_rng(0).random(len(X)) < 0.6
+    settings = {"weight_decay": decay, "method": method, "n_patterns": 25, "random_state": 0}
+    try:
+        found, seconds = cpu_seconds(lambda: optimal_set(X[train], y[train], **settings))
+    except SolverError as error:
+        return f"| {name} | {train.sum()} x {X.shape[1]} | {decay:.1e} | {str(error).split(':')[0]} | | | | | | |"
+    spread = accuracies(found, X[~train], y[~train], 20)
+    apart = "-" if np.isinf(found.separation) else f"{found.separation:.0e}"
+    return (
+        f"| {name} | {train.sum()} x {X.shape[1]} | {decay:.1e} | {found.gap:.0e} | {len(found.neurons)} | {apart} | "
+        f"{found.dimension} | {found.function_dimension} | {spread.min():.3f} to {spread.max():.3f} | {seconds:.1f} |"
+    )
+
+
+def run_sets(quick: bool) -> None:
+    """Dimension, vertices and spread of test accuracy over optimal sets."""
+    head = "| table | training | weight decay | gap | neurons | next | dimension | functions | test accuracy | s |"
+    for method in ("interior-point",) if quick else ("interior-point", "global"):
+        what = "25 random patterns" if method == "interior-point" else "all networks, by local search"
+        print(f"\n### Optimal sets, squared loss, {what}\n\n{head}\n|---|---|---|---|---|---|---|---|---|---|")
+        for name in TABLES[:5] if quick else TABLES:
+            X, y = table(name)
+            decays = (0.01,) if quick or method == "global" else (0.01, 0.01 / (0.6 * len(X)))
+            for decay in decays:
+                print(set_row(name, decay, method, X, y), flush=True)
+    run_symmetric()
+
+
+def run_symmetric() -> None:
+    """Symmetric grids, where optima are many."""
+    side = np.linspace(-1, 1, 5)
+    grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+    targets = {
+        "|x|^2": (grid**2).sum(1),
+        "x^2 - y^2": grid[:, 0] ** 2 - grid[:, 1] ** 2,
+        "cos 3x cos 3y": np.cos(3 * grid[:, 0]) * np.cos(3 * grid[:, 1]),
+    }
+    print("\n### Optimal sets on a grid of 5 by 5, all patterns\n")
+    print("| targets | weight decay | neurons | dimension | functions | vertices | neurons of vertices | s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, y in targets.items():
+        for decay in (1e-2, 1e-3):
+            found, seconds = cpu_seconds(
+                lambda y=y, decay=decay: optimal_set(grid, y, weight_decay=decay, method="exact", random_state=0)
+            )
+            try:
+                sizes = [vertex.n_neurons for vertex in found.vertices(100_000)]
+                count = str(len(sizes))
+            except InvalidInputError:
+                sizes = [found.random_vertex(seed).n_neurons for seed in range(20)]
+                count = "too many"
+            print(
+                f"| {name} | {decay:g} | {len(found.neurons)} | {found.dimension} | {found.function_dimension} | "
+                f"{count} | {min(sizes)} to {max(sizes)} | {seconds:.1f} |",
+                flush=True,
+            )
+
+
+PARTS: dict[str, Callable[[bool], None]] = {"pruning": run_pruning, "sets": run_sets}
 
 
 def main() -> None:

@@ -28,6 +28,9 @@ _PUBLIC = {
     "PrunedNetwork": "convexnn.pruning",
     "pruning_curve": "convexnn.shrinking",
     "PruningCurve": "convexnn.shrinking",
+    "optimal_set": "convexnn.optima",
+    "OptimalSet": "convexnn.optimal_sets",
+    "OptimalNetwork": "convexnn.optimal_sets",
     "to_onnx": "convexnn.onnx",
 }
 
@@ -38,6 +41,8 @@ __all__ = [
     "ConvexReLURegressor",
     "InfeasibleConstraintsError",
     "LoweredWorstCase",
+    "OptimalNetwork",
+    "OptimalSet",
     "OptimalityGap",
     "ProofReport",
     "PrunedNetwork",
@@ -51,6 +56,7 @@ __all__ = [
     "equal_opportunity",
     "lower_worst_case",
     "monotone",
+    "optimal_set",
     "optimality_gap",
     "output_caps",
     "prune",

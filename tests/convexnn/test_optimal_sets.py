@@ -1,0 +1,242 @@
+"""Optimal sets: every element is optimal, every optimum that another solver finds is an element."""
+
+import numpy as np
+import pytest
+import torch
+from convexnn_cases import normal
+
+import convexnn
+from convexnn.errors import InvalidInputError
+from convexnn.network import from_torch
+from convexnn.neurons import Neurons, unit_rows
+from convexnn.optima import optimal_set
+from convexnn.optimal_sets import OptimalSet
+from convexnn.patterns import enumerate_patterns
+from convexnn.programs import ReLUProgram
+from convexnn.solvers.answer import ProgramLimits
+from convexnn.solvers.reference import solve_reference
+
+
+def circle() -> tuple[np.ndarray, np.ndarray]:
+    """Twelve points in opposite pairs with equal targets: neurons u and -u come in pairs, whose odd parts are free."""
+    angles = np.arange(12) * np.pi / 6
+    even = np.random.default_rng(0).standard_normal(6)
+    return np.stack([np.cos(angles), np.sin(angles)], 1), np.concatenate([even, even])
+
+
+def circle_set(weight_decay: float = 1e-2, loss: str = "squared", method: str = "exact") -> OptimalSet:
+    X, y = circle()
+    y = np.where(y > 0, 1.0, -1.0) if loss == "logistic" else y
+    return optimal_set(
+        X, y, weight_decay=weight_decay, loss=loss, method=method, hidden_bias=False, output_bias=False, random_state=0
+    )
+
+
+def objective_of(network: torch.nn.Module, X, y, weight_decay: float, loss: str) -> float:
+    """From the formula of the documentation."""
+    with torch.no_grad():
+        f = network(torch.as_tensor(X)).numpy().reshape(len(X), -1)
+        squares = sum(float((layer.weight**2).sum()) for layer in (network[0], network[2]))
+        squares += float((network[0].bias ** 2).sum()) if network[0].bias is not None else 0.0
+    y = np.asarray(y).reshape(len(X), -1)
+    value = ((f - y) ** 2).sum(1).mean() / 2 if loss == "squared" else np.log1p(np.exp(-y * f)).mean()
+    return value + weight_decay / 2 * squares
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+@pytest.mark.parametrize("method", ["exact", "global"])
+def test_pairs_of_opposite_neurons_leave_their_odd_parts_free(loss, method):
+    """m pairs, even parts independent, odd parts of rank two: dimension m - 2, however the set was found."""
+    found = circle_set(loss=loss, method=method)
+    U = found.neurons.W
+    pairs = int((U @ U.T < -1 + 1e-8).any(1).sum())
+    assert pairs == len(U)
+    assert found.dimension == len(U) // 2 - 2 > 0
+    assert found.kind == {"exact": "all-patterns", "global": "local-search"}[method]
+    assert found.gap < 1e-12
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_convex_combinations_of_optimal_networks_are_optimal(loss):
+    """Outputs to 1e-8 and the objective, from the torch modules; the bound of training says that it is the least."""
+    X, y = circle()
+    y = np.where(y > 0, 1.0, -1.0) if loss == "logistic" else y
+    found, rng = circle_set(loss=loss), np.random.default_rng(1)
+    vertices = found.vertices()
+    assert len(vertices) >= 4
+    outputs = []
+    for _ in range(10):
+        shares = rng.dirichlet(np.ones(len(vertices)))
+        element = found.element(sum(s * vertex.weights for s, vertex in zip(shares, vertices, strict=True)))
+        with torch.no_grad():
+            outputs.append(element.network(torch.from_numpy(X)))
+        assert objective_of(element.network, X, y, 1e-2, loss) == pytest.approx(found.objective, rel=1e-10)
+        assert element.objective == pytest.approx(found.objective, rel=1e-10)
+    for output in outputs:
+        torch.testing.assert_close(output, outputs[0], rtol=1e-8, atol=1e-8)
+    settings = {"weight_decay": 1e-2, "loss": loss, "hidden_bias": False, "output_bias": False, "tol": 1e-7}
+    trained = convexnn.train(X, y, random_state=0, **settings)
+    assert trained.bound <= found.objective * (1 + 1e-9)
+    assert found.objective <= trained.objective * (1 + 1e-9)
+
+
+def bowl_set() -> OptimalSet:
+    """|x|^2 on a symmetric grid: optima that are different functions."""
+    g = np.linspace(-1, 1, 5)
+    X = np.stack(np.meshgrid(g, g), -1).reshape(-1, 2)
+    return optimal_set(X, (X**2).sum(1), weight_decay=1e-3, method="exact", random_state=0)
+
+
+def test_odd_parts_of_pairs_cancel_everywhere():
+    """Without biases they are linear: what cancels on the data cancels; one function, many weights."""
+    found = circle_set()
+    assert found.function_dimension == 0 < found.dimension
+    M, shift = found.outputs_at(np.random.default_rng(0).standard_normal((50, 2)))
+    for vertex in found.vertices():
+        np.testing.assert_allclose(M @ vertex.weights + shift, M @ found.reference + shift, atol=1e-10)
+
+
+def test_optimal_networks_can_differ_off_the_data():
+    """And then choices among them matter: by the loss on other samples, and by their margin there."""
+    found, rng = bowl_set(), np.random.default_rng(0)
+    assert 0 < found.function_dimension < found.dimension
+    X_new, y_new = rng.uniform(-2, 2, (30, 2)), rng.standard_normal(30)
+    signs = np.where(rng.standard_normal(30) > 0, 1.0, -1.0)
+    M, shift = found.outputs_at(X_new)
+    vertices = [found.random_vertex(seed) for seed in range(10)]
+    off = np.stack([M @ vertex.weights + shift for vertex in vertices])
+    assert (off.max(0) - off.min(0)).max() > 1e-2
+    validated, margin = found.validated(X_new, y_new), found.largest_margin(X_new, signs)
+    losses = ((off - y_new) ** 2).mean(1) / 2
+    assert validated.value < losses.min() + 1e-10
+    assert validated.value < losses.max() - 1e-4
+    assert margin.value >= (signs * off).min(1).max() - 1e-9
+    on = found.task.full.X[:, :2]
+    with torch.no_grad():
+        for element in (validated, margin, *vertices):
+            torch.testing.assert_close(element.network(on), found.output, rtol=1e-8, atol=1e-8)
+
+
+def test_what_another_solver_finds_is_in_the_set():
+    """Clarabel's optimum of the program over all patterns: its neurons are neurons of the set."""
+    found = circle_set()
+    problem = found.task.reduced
+    program = ReLUProgram(problem, enumerate_patterns(problem.X))
+    answer = solve_reference(program, ProgramLimits(1e-8))
+    neurons = program.network(answer.judgement.point).pruned(1e-4)
+    assert answer.judgement.objective == pytest.approx(found.objective, rel=1e-6)
+    alike = unit_rows(neurons.W) @ found.neurons.W.T
+    same_sign = torch.sign(neurons.A) * torch.sign(found.neurons.A.T) > 0
+    assert float(torch.where(same_sign, alike, -1.0).amax(1).min()) > 1 - 1e-5
+
+
+def test_generic_data_have_one_optimal_network():
+    """And training from two seeds finds it."""
+    X, y = normal(30, 3, seed=1), normal(30, seed=2)
+    found = optimal_set(X, y, weight_decay=0.05, method="global", random_state=0)
+    assert found.unique
+    assert found.separation > 0
+    for seed in (1, 2):
+        other = from_torch(convexnn.train(X, y, weight_decay=0.05, tol=1e-7, random_state=seed).network)
+        cosines = unit_rows(other.W) @ unit_rows(found.task.reduction.lift(found.neurons).W).T
+        assert float(cosines.amax(1).min()) > 0.99
+
+
+def test_choices_are_the_best_of_the_set():
+    """Against all vertices and random elements, each by its own criterion."""
+    found, rng = circle_set(), np.random.default_rng(3)
+    X_new, y_new = rng.standard_normal((15, 2)), rng.standard_normal(15)
+    signs = np.where(rng.standard_normal(15) > 0, 1.0, -1.0)
+    vertices = found.vertices()
+    others = [v.weights for v in vertices]
+    others += [rng.dirichlet(np.ones(len(vertices))) @ np.stack(others) for _ in range(20)]
+    M, shift = found.outputs_at(X_new)
+    np.testing.assert_allclose(
+        M @ vertices[0].weights + shift,
+        vertices[0].network(torch.from_numpy(X_new))[:, 0].detach().numpy(),
+        atol=1e-10,
+    )
+    validated, margin = found.validated(X_new, y_new), found.largest_margin(X_new, signs)
+    norm, l1, sparsest = found.minimum_norm(), found.least_l1(), found.sparsest()
+    costs = found.neurons.W.abs().sum(1).numpy()
+    for x in others:
+        assert validated.value <= ((M @ x + shift - y_new) ** 2).mean() / 2 + 1e-9
+        assert margin.value >= (signs * (M @ x + shift)).min() - 1e-8
+        assert norm.value <= x @ x + 1e-10
+        assert l1.value <= costs @ x + 1e-8
+    assert sparsest.n_neurons == min(vertex.n_neurons for vertex in vertices) < norm.n_neurons
+    random = found.random_vertex(0)
+    assert min(np.abs(random.weights - vertex.weights).max() for vertex in vertices) < 1e-8
+
+
+def test_validated_is_a_minimum_for_the_logistic_loss():
+    found, rng = circle_set(loss="logistic"), np.random.default_rng(3)
+    X_new, y_new = rng.standard_normal((15, 2)), np.where(rng.standard_normal(15) > 0, 1.0, -1.0)
+    M, shift = found.outputs_at(X_new)
+    validated = found.validated(X_new, y_new)
+    for vertex in found.vertices():
+        for share in (1e-3, 0.1, 1.0):
+            x = (1 - share) * validated.weights + share * vertex.weights
+            assert validated.value <= np.log1p(np.exp(-y_new * (M @ x + shift))).mean() + 1e-9
+
+
+def test_two_outputs_with_biases():
+    """Of the program, each neuron feeding one output; an output bias takes what is constant."""
+    X, y = circle()
+    X, Y = X + 0.5, np.stack([y, np.roll(y, 1)], 1)
+    found = optimal_set(X, Y, weight_decay=0.02, method="exact", random_state=0)
+    assert found.kind == "sampled-program"
+    assert found.neurons.n_outputs == 2
+    assert found.gap < 1e-9
+    element = found.element(found.polytope.centre)
+    assert objective_of(element.network, X, Y, 0.02, "squared") == pytest.approx(found.objective, rel=1e-9)
+    M, shift = found.outputs_at(X)
+    with torch.no_grad():
+        outputs = element.network(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose((M @ element.weights + shift).reshape(12, 2), outputs, atol=1e-9)
+
+
+def test_sampled_programs():
+    """Of few random patterns: no better than all patterns, and checked against the bound of the program itself."""
+    X, y = normal(40, 3, seed=5), normal(40, seed=6)
+    sampled = optimal_set(X, y, weight_decay=0.02, n_patterns=5, random_state=0)
+    best = convexnn.train(X, y, weight_decay=0.02, random_state=0)
+    assert sampled.kind == "sampled-program"
+    assert sampled.gap < 1e-9
+    assert sampled.objective > best.objective
+    assert sampled.element(sampled.reference).fit_change < 1e-12
+
+
+def test_weights_outside_are_refused():
+    found = circle_set()
+    for weights in (2 * found.reference, found.reference - 1.0, np.ones(3)):
+        with pytest.raises(InvalidInputError):
+            found.element(weights)
+
+
+def test_no_neuron_pays_for_its_weights():
+    found = circle_set(weight_decay=10.0)
+    assert found.dimension == 0
+    assert found.element(found.reference).n_neurons == 0
+
+
+def test_inputs_are_checked():
+    X, y = circle()
+    for wrong in ({"loss": "hinge"}, {"method": "admm"}, {"network": torch.nn.Linear(2, 1)}, {"tol": 0.0}):
+        with pytest.raises(InvalidInputError):
+            optimal_set(X, y, **({"weight_decay": 0.1} | wrong))
+    with pytest.raises(InvalidInputError, match="columns"):
+        circle_set().outputs_at(np.zeros((3, 5)))
+
+
+def test_a_network_that_is_given_is_taken_as_the_optimum():
+    """Split into copies: the set is the same."""
+    X, y = circle()
+    settings = {"weight_decay": 1e-2, "hidden_bias": False, "output_bias": False}
+    result = convexnn.train(X, y, tol=1e-6, random_state=0, **settings)
+    neurons = from_torch(result.network)
+    split = Neurons(neurons.W.repeat(2, 1) / 2**0.5, neurons.A.repeat(2, 1) / 2**0.5, neurons.bias)
+    network = convexnn.network.to_torch(split, hidden_bias=False, output_bias=False)
+    found = optimal_set(X, y, method="global", network=network, random_state=0, **settings)
+    assert found.dimension == circle_set().dimension
+    assert found.objective == pytest.approx(circle_set().objective, rel=1e-10)
