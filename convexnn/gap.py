@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convexnn.ascent import ColumnPairs
 from convexnn.data import read_matrix, resolve_device
@@ -105,7 +105,7 @@ def optimality_gap(
     objective = task.full.objective(balanced)
     limits = limits_of(tol, max_seconds, 200)
     with torch.no_grad(), threads_for(task.reduced):
-        bound, best = _best_bound(task, balanced, objective, limits, seed_of(random_state))
+        bound, best, V = _best_bound(task, balanced, objective, limits, seed_of(random_state))
     evidence = OptimalityGap(
         objective=objective,
         objective_as_given=as_given,
@@ -123,6 +123,7 @@ def optimality_gap(
             task.reduction,
             (given, best),
             request,
+            V,
         )
     return replace(
         evidence,
@@ -136,8 +137,10 @@ def optimality_gap(
     )
 
 
-def _best_bound(task: Task, neurons: Neurons, objective: float, limits: Limits, seed: int) -> tuple[float, Neurons]:
-    """The local-search bound, and the best network known, in the reduced columns."""
+def _best_bound(
+    task: Task, neurons: Neurons, objective: float, limits: Limits, seed: int
+) -> tuple[float, Neurons, Tensor | None]:
+    """The local-search bound, the best network known, and the dual point of the bound, in the reduced columns."""
     problem = task.reduced
     restricted = task.reduction.restrict(neurons)
     bias = problem.loss.optimal_bias(restricted(problem.X)) if problem.output_bias else 0.0
@@ -152,10 +155,11 @@ def _best_bound(task: Task, neurons: Neurons, objective: float, limits: Limits, 
         pairs=ColumnPairs.fit(problem.X),
     )
     if relative_gap(objective, own.dual.bound, problem.floor()) <= limits.tol:
-        return own.dual.bound, replace(restricted, bias=restricted.bias + bias)
+        return own.dual.bound, replace(restricted, bias=restricted.bias + bias), own.dual.V
     answer = solve(problem, SlidingFrankWolfe(), start=None, limits=limits, seed=seed)
     # A bound above a network that exists is wrong: the search missed a neuron.
     best = min(objective, answer.objective)
-    bounds = (own.dual.bound, answer.bound)
-    bound = max((bound for bound in bounds if bound <= best), default=min(bounds))
-    return bound, answer.neurons
+    found = ((own.dual.bound, own.dual.V), (answer.bound, answer.V))
+    possible = [one for one in found if one[0] <= best] or [min(found, key=lambda one: one[0])]
+    bound, dual = max(possible, key=lambda one: one[0])
+    return bound, answer.neurons, dual

@@ -210,14 +210,14 @@ def train(
                 task.reduced, SlidingFrankWolfe(), start=start, limits=limits, seed=seed, dtype=dtype, report=report
             )
             result = _result(task, data, answer, (method, loss), started)
-            return _proved(result, task, request)
+            return _proved(result, task, request, answer.V)
         restriction = Restriction(method, n_patterns, bool(refine), dtype)
         found = solve_restricted(task.reduced, restriction, start=start, limits=limits, seed=seed, report=report)
     result = _restricted_result(_result(task, data, found.answer, (method, loss), started), found, task)
     return _proved(result, task, request)
 
 
-def _proved(result: TrainingResult, task: Task, request: Request | None) -> TrainingResult:
+def _proved(result: TrainingResult, task: Task, request: Request | None, V: Tensor | None = None) -> TrainingResult:
     """The result with a proved bound in place of the evidence, where one was asked for."""
     if request is None:
         return result
@@ -228,6 +228,7 @@ def _proved(result: TrainingResult, task: Task, request: Request | None) -> Trai
             task.reduction,
             (given, task.reduction.restrict(given.to(task.reduced.X.device))),
             request,
+            V,
         )
     except SolverError as error:  # the network and its evidence stay
         warnings.warn(f"{error} The bound is the one before any proof.", SolverWarning, stacklevel=3)

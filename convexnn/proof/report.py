@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from convexnn.data import positive
 from convexnn.errors import InvalidInputError, SolverError
@@ -56,12 +58,17 @@ class Request:
 
 
 def prove(
-    problems: tuple[Problem, Problem], reduction: Reduction, networks: tuple[Neurons, Neurons], request: Request
+    problems: tuple[Problem, Problem],
+    reduction: Reduction,
+    networks: tuple[Neurons, Neurons],
+    request: Request,
+    V: Float[Tensor, "n 1"] | None = None,
 ) -> ProofReport:
     """Prove a lower bound on every network's objective, and an upper bound on one network's.
 
     ``problems`` are the user's and the one reduced to the rank of the data; ``networks`` the one that the report is
-    about, in the user's columns, and the best one known, in the reduced ones, whose residual is a good dual point.
+    about, in the user's columns, and the best one known, in the reduced ones. ``V`` is the dual point of the evidence;
+    without it the residual of the best network is taken, which is a poor one where the loss has kinks.
     Raises SolverError where not even the first relaxation gave a bound in time.
     """
     full, reduced = (problem.to(torch.device("cpu")) for problem in problems)
@@ -77,7 +84,8 @@ def prove(
     if request.resume is not None:
         proof, search.known = resumed(request.resume, full, given)
         search.offer("resumed", proof)
-    run(search, dual_point_of(reduced, best), request.how)
+    v = dual_point_of(reduced, best) if V is None else V.cpu().numpy()[:, 0]
+    run(search, v, request.how)
     return _report(search, request)
 
 

@@ -31,7 +31,10 @@ class _Node:
 def covering(
     X: Dyadic, v: Dyadic, sign: int, weight: float, *, seconds: float, max_cones: int = 400_000
 ) -> list[int] | None:
-    """The cones that prove sign v'(Xu)_+ <= weight |u|, in the file's order; None where time or cones ran out."""
+    """The cones that prove sign v'(Xu)_+ <= weight |u|, in the file's order.
+
+    None where time or cones ran out, or a ray shows that it is not so.
+    """
     deadline = time.perf_counter() + seconds
     parts = parts_of(X, v, sign)
     d = len(X.values[0])
@@ -42,7 +45,10 @@ def covering(
             return None
         batch, open_ = open_[-_BATCH:], open_[:-_BATCH]
         W = np.array([[_unit(ray) for ray in node.rays] for node in batch])
-        size = suggested(W, np.array([node.heights for node in batch]), parts.minus_floats).size
+        heights = np.array([node.heights for node in batch])
+        if (heights - np.maximum(W @ parts.minus_floats.T, 0).sum(-1) > weight).any():
+            return None
+        size = suggested(W, heights, parts.minus_floats).size
         for k in np.flatnonzero(~(size <= weight * (1 - 1e-10))):
             _split(parts, batch[k], W[k])
             open_ += batch[k].parts  # type: ignore[arg-type]

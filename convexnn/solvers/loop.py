@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from convexnn.ascent import ColumnPairs, evaluate
 from convexnn.duality import DualPoint, Judgement, dual_point, judge, largest_maximum
@@ -33,6 +35,7 @@ class Answer:
     status: Status
     trace: tuple[TraceEntry, ...]
     n_rounds: int
+    V: Float[Tensor, "n K"] | None = None  # the dual point of a bound over all networks, where it is one
 
 
 @dataclass
@@ -109,7 +112,8 @@ def solve(
         status = _rounds(run, working, solver, state, seed, report)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
-    return Answer(run.neurons, run.objective, run.bound, status, tuple(run.trace), len(run.trace))
+    V = None if run.dual is None else run.dual.V
+    return Answer(run.neurons, run.objective, run.bound, status, tuple(run.trace), len(run.trace), V)
 
 
 def _rounds(

@@ -10,9 +10,11 @@ import torch
 from convexnn_cases import problem_of
 from convexnn_references import exact_optimum
 from scipy.linalg import block_diag
+from torch import nn
 
 from certify.proof.artefact import RejectedError
 from certify.proof.check import check
+from certify.proof.writing import exact
 from convexnn.data import read_loss
 from convexnn.errors import InvalidInputError, SolverError, SolverWarning
 from convexnn.gap import optimality_gap
@@ -35,6 +37,7 @@ from convexnn.proof.groups import grouped, lifted
 from convexnn.proof.hints import multipliers_of, region_of
 from convexnn.proof.interior import Relaxation, iterates, start
 from convexnn.proof.search import ProofSearch, check_size, dual_point_of
+from convexnn.proof.simplicial import covering
 from convexnn.proof.slabs import parts_of, ranges, whole_sphere
 from convexnn.training import train
 
@@ -483,6 +486,28 @@ def test_the_search_never_gets_worse_and_survives_interrupts(monkeypatch):
     assert found.interrupted
     assert found.best is not None
     assert check(found.best.document)
+
+
+@pytest.mark.parametrize("seed", [8, 9, 11])
+def test_kinks_of_the_loss_are_no_reason_for_weak_proofs(seed):
+    """Hinge loss: the residual of a network can be far outside the feasible set, the dual of the evidence is not."""
+    problem = replace(random_problem(seed, "hinge", n=8, d=2), weight_decay=0.01)
+    network = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=problem.output_bias)).double()
+    found = optimality_gap(
+        network, problem.X, problem.loss.targets[:, 0], sample_weight=problem.loss.weights.numpy(), loss="hinge",
+        weight_decay=0.01, proof="fast", timeout=5, random_state=0, max_seconds=2, tol=1e-3,
+    )  # fmt: skip
+    optimum = exact_optimum(problem)
+    assert optimum * (1 - 3e-3) <= found.bound <= optimum * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_a_ray_ends_a_search_that_cannot_succeed(d):
+    """Where v'(Xu)_+ is above the limit at some ray, no cones prove the opposite: not a second is spent on them."""
+    X, v = np.ones((1, d)), np.ones(1)
+    args = exact(X), exact(v), 1
+    assert covering(*args, 1.01 * np.sqrt(d), seconds=60) is not None
+    assert covering(*args, 0.99 * np.sqrt(d), seconds=float("inf"), max_cones=10**9) is None
 
 
 def test_bad_input_is_refused():
