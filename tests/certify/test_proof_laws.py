@@ -15,11 +15,13 @@ from certify.proof.artefact import Dyadic, RejectedError, digest
 from certify.proof.check import check
 from certify.proof.check.margins import both_signs, margin_forms, read_claim
 from certify.proof.check.network import Network
+from certify.proof.check.region import read_region
 from certify.proof.check.rows import forms_minimum, read_rows
 from certify.proof.emit.hints import RowHints, crown
 from certify.proof.emit.margins import Question, slopes_json
 from certify.proof.emit.sdp import sdp_part
 from certify.proof.emit.slopes import programmed
+from certify.proof.writing import as_json
 
 CASES = [("linf", True), ("l2", False), ("l2", True), ("l1", True), ("box", False)]
 CLOSE = Fraction(1, 2**45)
@@ -247,6 +249,27 @@ def test_a_margin_of_nothing_is_no_proof():
     assert accepts(changed(document, where, lambda v: [1, *v[1:]])) is None
     for value in (0, -1):
         assert "not positive" in accepts(changed(document, where, lambda v, value=value: [value, *v[1:]]))
+
+
+def test_negative_multipliers_of_balls_are_rejected():
+    """lam (|z - zh|^2 - R^2) is only known to be at most zero: a negative lam would add what is not there."""
+    document = DOCUMENTS["balls"][1]
+    slopes = ("proof", "slopes", "rows", "lam", 0, "values", 0)
+    for where in (slopes, ("proof", "hidden", 1, "rows", "lam", 0, "values", 0)):
+        assert "lam of" in accepts(changed(document, where, lambda _: -1))
+
+
+def test_regions_without_a_point_are_rejected():
+    """Everything holds on an empty set, and nobody asks about one."""
+    one, zero = Dyadic([1, 1], 0), Dyadic([0, 0], 0)
+    for region, told in (
+        ({"norm": "box", "centre": None, "radius": None, "lower": one, "upper": zero}, "box is empty"),
+        ({"norm": "linf", "centre": one, "radius": Dyadic(1, 0), "lower": zero, "upper": zero}, "centre is outside"),
+        ({"norm": "l2", "centre": zero, "radius": Dyadic(2, 0), "lower": one, "upper": one}, "centre is outside"),
+    ):
+        read = {k: as_json(v) if isinstance(v, Dyadic) else v for k, v in region.items()}
+        with pytest.raises(RejectedError, match=told):
+            read_region(read, 2)
 
 
 def test_the_norms_of_the_weights_are_proved_or_rejected():
