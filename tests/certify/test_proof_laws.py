@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -270,6 +271,16 @@ def test_regions_without_a_point_are_rejected():
         read = {k: as_json(v) if isinstance(v, Dyadic) else v for k, v in region.items()}
         with pytest.raises(RejectedError, match=told):
             read_region(read, 2)
+
+
+def test_a_proof_for_a_part_of_the_region_is_told_apart():
+    """The same ball, cut by another domain."""
+    question, document, _ = DOCUMENTS["crown"]
+    asked = question.claim.region
+    assert accepts(document, region=asked) is None
+    for side in ("lower", "upper"):
+        limits = [v - 1 if side == "lower" else v + 1 for v in getattr(asked, side)]
+        assert "another region" in accepts(document, region=replace(asked, **{side: limits}))
 
 
 def test_the_norms_of_the_weights_are_proved_or_rejected():
