@@ -1,7 +1,7 @@
 """Semidefinite certificates: verified images and seconds, and values against an independent solver.
 
     python -m benchmarks.sdp [--quick] [--limit 200] [--parts digits protocol adversarial boxes tightness
-        tightness-boxes] [--proofs]
+        tightness-boxes] [--proofs] [--log FILE]
 
 digits: digits_64_20_20_10_adv, hidden bounds by linear programs; the dual and low-rank factors against cvxpy with
     Clarabel.
@@ -12,13 +12,15 @@ tightness, tightness-boxes: chiu_ADV_MNIST, these two regions, every target of t
     gradient descent reaches (200 steps, written here) from the centre and 14 random points, and from the inputs that
     the programs suggest as well.
 --proofs: every image that "sdp" verifies is proved in a file, which the exact checker has to accept.
+--log: a line of JSON for every image of protocol, adversarial and boxes as it is done; images in it are not run again.
 Seconds are process time of one thread for an image that PGD does not attack, all rungs together and attack included.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -54,61 +56,109 @@ def network(name: str) -> nn.Sequential:
 
 
 @dataclass(frozen=True)
-class Count:
-    """Verdicts of a method."""
+class Run:
+    """What all images of a count have in common, and what names them in a log."""
 
-    statuses: Sequence[str]
-    seconds: Sequence[float]
-    proofs: Sequence[tuple[float, float]] = ()  # seconds of the exact checker, and bytes, of every accepted file
+    net: str
+    method: str
+    norm: str
+    eps: float
+    domain: tuple[int, int] | None
+    proofs: bool
 
-    def __str__(self) -> str:
-        open_or_not = [t for s, t in zip(self.statuses, self.seconds, strict=True) if s != "FALSIFIED"]
-        verified = self.statuses.count("VERIFIED")
-        if self.proofs:
-            seconds, sizes = zip(*self.proofs, strict=True)
-            files = f"; {len(seconds)} files accepted: {np.mean(seconds):.2f} s each, longest {max(seconds):.2f}, "
-            files += f"mean {np.mean(sizes) / 1e3:.0f} kB, largest {max(sizes) / 1e3:.0f}"
-        else:
-            files = ""
-        return (
-            f"{verified:4d} verified, {self.statuses.count('FALSIFIED'):3d} attacked or wrong of {len(self.statuses)};"
-            f" CPU s for an image not attacked: mean {np.mean(open_or_not):.2f},"
-            f" median {np.median(open_or_not):.2f}, longest {max(open_or_not):.2f}{files}"
-        )
-
-
-def count(
-    name: str, method: str, limit: int, domain: tuple[int, int] | None, ball: tuple[float, str], folder: str | None
-) -> Count:
-    net, images = network(name), np.load(shared_file("nets/sdp_protocol_200_images.npz"))
-    weights = exact_network(unmerged_graph(net, (784,)))
-    statuses, seconds, proofs = [], [], []
-    for i, (x, y) in enumerate(zip(images["x"].reshape(200, -1)[:limit], images["y"][:limit], strict=True)):
-        path = None if folder is None else Path(folder) / f"{i}.proof"
-        start = time.process_time()
-        verdict = certify.verify(
-            net, x, label=int(y), eps=ball[0], norm=ball[1], domain=domain, method=method, proof=path
-        )
-        seconds.append(time.process_time() - start)
-        statuses.append(verdict.status.name)
-        if verdict.proof is not None:
-            proofs.append(accepted(Path(verdict.proof), network=weights))
-    return Count(statuses, seconds, proofs)
+    def image(self, number: int, point: np.ndarray, label: int) -> "Image":
+        """One image, verified and, where a file was asked for and written, checked."""
+        net = network(self.net)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "image.proof" if self.proofs else None
+            start = time.process_time()
+            verdict = certify.verify(
+                net,
+                point,
+                label=label,
+                eps=self.eps,
+                norm=self.norm,
+                domain=self.domain,
+                method=self.method,
+                proof=path,
+            )
+            seconds = time.process_time() - start
+            check = None
+            if verdict.proof is not None:
+                check = accepted(Path(verdict.proof), network=exact_network(unmerged_graph(net, (784,))))
+        return Image(number, verdict.status.name, seconds, check)
 
 
-def protocol(
-    name: str, methods: Sequence[str], limit: int, ball: tuple[float, str] = (1.0, "l2"), proofs: bool = False
-) -> None:
+@dataclass(frozen=True)
+class Image:
+    """What became of an image; `check`: seconds of the exact checker, and bytes, of a file it accepted."""
+
+    number: int
+    status: str
+    seconds: float
+    check: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Log:
+    """Lines of JSON, one an image, so that a run that is ended goes on where it was."""
+
+    path: Path | None
+
+    def known(self, run: Run) -> dict[int, Image]:
+        """The images of a run that are done."""
+        if self.path is None or not self.path.exists():
+            return {}
+        lines = map(json.loads, self.path.read_text().splitlines())
+        same = json.loads(json.dumps(asdict(run)))
+        return {line["image"]["number"]: Image(**line["image"]) for line in lines if line["run"] == same}
+
+    def add(self, run: Run, image: Image) -> None:
+        """One more."""
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"run": asdict(run), "image": asdict(image)}) + "\n")
+
+
+def summary(images: Sequence[Image]) -> str:
+    """Verdicts and seconds."""
+    statuses = [image.status for image in images]
+    seconds = [image.seconds for image in images if image.status != "FALSIFIED"]
+    checks = [image.check for image in images if image.check is not None]
+    if checks:
+        times, sizes = zip(*checks, strict=True)
+        files = f"; {len(checks)} files accepted: {np.mean(times):.2f} s each, longest {max(times):.2f}, "
+        files += f"mean {np.mean(sizes) / 1e3:.0f} kB, largest {max(sizes) / 1e3:.0f}"
+    else:
+        files = ""
+    return (
+        f"{statuses.count('VERIFIED'):4d} verified, {statuses.count('FALSIFIED'):3d} attacked or wrong of"
+        f" {len(images)}; CPU s for an image not attacked: mean {np.mean(seconds):.2f},"
+        f" median {np.median(seconds):.2f}, longest {max(seconds):.2f}{files}"
+    )
+
+
+def count(run: Run, limit: int, log: Log) -> str:
+    stored, known = np.load(shared_file("nets/sdp_protocol_200_images.npz")), log.known(run)
+    images = []
+    for i, (x, y) in enumerate(zip(stored["x"].reshape(200, -1)[:limit], stored["y"][:limit], strict=True)):
+        if i not in known:
+            known[i] = run.image(i, x, int(y))
+            log.add(run, known[i])
+        images.append(known[i])
+    return summary(images)
+
+
+def protocol(name: str, options: argparse.Namespace, limit: int, ball: tuple[float, str] = (1.0, "l2")) -> None:
     print(f"\n{name}, {ball[1]} radius {ball[0]}, {limit} images")
     certify.verify(network(name), np.full(784, 0.5), label=0, eps=0.1, norm="l2", method="sdp-crown")  # imports
     for domain in ((0, 1), None) if ball[1] == "l2" else ((0, 1),):
-        for method in methods:
+        for method in options.methods:
             if method == "lipschitz" and domain is not None:
                 continue  # it knows no domain
             where = "in [0, 1]" if domain else "no domain"
-            with TemporaryDirectory() as folder:
-                counted = count(name, method, limit, domain, ball, folder if proofs else None)
-            print(f"  {method:>15} {where:>10} {counted}", flush=True)
+            run = Run(name, method, ball[1], ball[0], domain, options.proofs)
+            print(f"  {method:>15} {where:>10} {count(run, limit, Log(options.log))}", flush=True)
 
 
 def descended(net: nn.Module, region: LpBall, starts: torch.Tensor, row: torch.Tensor, constant: torch.Tensor) -> float:
@@ -269,19 +319,18 @@ def main() -> None:
         "--methods", nargs="+", choices=list(METHODS), default=["lipschitz", "sdp-crown-ball", "sdp-crown", "sdp"]
     )
     parser.add_argument("--proofs", action="store_true", help="write proof files and check them")
+    parser.add_argument("--log", type=Path, help="where every image that is done is written, and known ones are read")
     options = parser.parse_args()
     torch.set_num_threads(1)
     parts = options.parts if not options.quick else ["digits", "protocol"]
     if "digits" in parts:
         digits(with_reference=not options.quick)
     if "protocol" in parts:
-        protocol(
-            "sdpcrown_mnist_mlp", options.methods, QUICK if options.quick else options.limit, proofs=options.proofs
-        )
+        protocol("sdpcrown_mnist_mlp", options, QUICK if options.quick else options.limit)
     if "adversarial" in parts:
-        protocol("chiu_ADV_MNIST", options.methods, min(50, options.limit), proofs=options.proofs)
+        protocol("chiu_ADV_MNIST", options, min(50, options.limit))
     if "boxes" in parts:
-        protocol("chiu_ADV_MNIST", options.methods, min(50, options.limit), (0.1, "linf"), options.proofs)
+        protocol("chiu_ADV_MNIST", options, min(50, options.limit), (0.1, "linf"))
     if "tightness" in parts:
         tightness(range(options.first, options.limit), 1.0, "l2")
     if "tightness-boxes" in parts:
