@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from certify.bounds.sdp.solve import Settings, Solution, solve
+from certify.bounds.sdp.solve import solve
+from certify.bounds.sdp.stage import Settings, Solution
 from certify.bounds.sdp.target import Multipliers, Target, Vector
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from certify.bounds.sdp.inputs import Inputs
 from certify.bounds.sdp.low_rank import LowRank, LowRankSettings, low_rank
-from certify.bounds.sdp.relaxation import Inputs, Relaxation
+from certify.bounds.sdp.relaxation import Relaxation
 from certify.bounds.sdp.solve import all_pixels
 from certify.bounds.sdp.target import Target
 

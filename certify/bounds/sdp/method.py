@@ -13,7 +13,8 @@ from certify.bounds.base import AbstractMethod, Bounds
 from certify.bounds.dense import DenseNetwork
 from certify.bounds.sdp.branch import solve_cases
 from certify.bounds.sdp.candidates import candidates
-from certify.bounds.sdp.solve import Settings, solve
+from certify.bounds.sdp.solve import solve
+from certify.bounds.sdp.stage import Settings
 from certify.bounds.sdp.target import Target, targets_of
 from certify.bounds.sdp_crown import SDPCROWN
 from certify.ir import Graph

@@ -1,8 +1,8 @@
 """The semidefinite relaxation of a target as a `Program`, in scaled coordinates, and back to multipliers.
 
-Coordinates are (1, v, y_1, ..., y_L): v are coordinates of the input in which the region is within the unit ball or
-the unit box, y_k the unstable neurons of layer k in units of their bounds. Dead neurons are left out and active ones
-substituted. With y = relu(z) and w = y - z, every unstable neuron has
+Coordinates are (1, v, y_1, ..., y_L): v are coordinates of the input (`certify.bounds.sdp.inputs`), y_k the unstable
+neurons of layer k in units of their bounds. Dead neurons are left out and active ones substituted. With y = relu(z) and
+w = y - z, every unstable neuron has
 
     y w = 0 ,     y (u - y) >= 0 ,     w (-l - w) >= 0 ,
 
@@ -18,64 +18,14 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from certify.bounds.sdp.inputs import Inputs
 from certify.bounds.sdp.program import Matrix, Program, Vector
 from certify.bounds.sdp.target import Cuts, Multipliers, Target
 
 # Units of neurons are at least this share of the last layer's mean width: smaller ones would be badly scaled.
 _LEAST_UNIT = 0.2
-_RANK = 1e-9
-_LEAST_WIDTH = 1e-6
 _DOUBLINGS = 60
-_FIRST_CUT = 0.1
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """Coordinates of the input: d = middle + map v.
-
-    Attributes:
-        middle: d at v = 0.
-        map: `(n, r)`.
-        radius: of the ball |v| <= 1 in d; None where v is in the unit box.
-        pixels: the inputs whose limits are constraints.
-    """
-
-    middle: Vector
-    map: Matrix
-    radius: float | None
-    pixels: Int[np.ndarray, " pixels"]
-
-    @staticmethod
-    def of(target: Target, pixels: Int[np.ndarray, " pixels"]) -> "Inputs":
-        """A box: all inputs, scaled. A ball: an orthonormal basis of the rows that matter and of the chosen pixels."""
-        offsets, n = target.offsets, len(target.offsets.centre)
-        if not offsets.has_ball:
-            half = (offsets.upper - offsets.lower) / 2
-            half = np.maximum(half, max(_LEAST_WIDTH * half.max(), np.finfo(float).tiny))
-            return Inputs((offsets.lower + offsets.upper) / 2, np.diag(half), None, np.arange(n))
-        assert offsets.radius is not None
-        useful = (offsets.lower[pixels] > -offsets.radius) | (offsets.upper[pixels] < offsets.radius)
-        pixels = pixels[useful]
-        basis = _basis(target.layers[0][0][target.needed], pixels)
-        return Inputs(np.zeros(n), offsets.radius * basis.T, offsets.radius, pixels)
-
-    @property
-    def rank(self) -> int:
-        """Number of coordinates."""
-        return self.map.shape[1]
-
-
-def _basis(rows: Matrix, pixels: Int[np.ndarray, " pixels"]) -> Matrix:
-    """Orthonormal rows that span the given rows and the units of the pixels, these first."""
-    n = rows.shape[1]
-    if len(rows) + len(pixels) >= n:
-        return np.eye(n)
-    units = np.zeros((len(pixels), n))
-    units[np.arange(len(pixels)), pixels] = 1
-    rest = rows.copy()
-    rest[:, pixels] = 0
-    _, sizes, right = np.linalg.svd(rest, full_matrices=False)
-    return np.concatenate([units, right[sizes > _RANK * max(sizes.max(initial=0.0), 1e-300)]])
+_FIRST_CUT = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +155,7 @@ class Relaxation:
     def _groups(self) -> Matrix:
         """The unit ball, or the sides of the unit box."""
         r = self.inputs.rank
-        if self.inputs.radius is None:
+        if not self.inputs.in_unit_ball:
             return np.eye(self.size)[1 : 1 + r]
         groups = np.zeros((1, self.size))
         groups[0, 1 : 1 + r] = 1
@@ -242,6 +192,11 @@ class Relaxation:
         cuts, region = np.split(np.maximum(y[at:], 0), [len(self.pairs)])
         return Multipliers(alpha, beta, gamma, *self._region_multipliers(region), self._cuts(cuts))
 
+    def cut_multipliers(self, y: Vector) -> Vector:
+        """Of the pairs, from the program's."""
+        first = 3 * sum(map(len, self.target.unstable))
+        return y[first : first + len(self.pairs)]
+
     def _cuts(self, y: Vector) -> Cuts:
         """Those with a multiplier."""
         pairs, y = self.pairs[y > 0], y[y > 0]
@@ -252,6 +207,8 @@ class Relaxation:
     def _region_multipliers(self, y: Vector) -> tuple[float, Int[np.ndarray, " p"], Vector, Vector, Vector]:
         inputs, p = self.inputs, self.inputs.pixels
         zero = np.zeros(len(p))
+        if inputs.weights is not None:
+            return 0.0, p, y[-1] * inputs.weights, zero, zero
         if inputs.radius is None:
             return 0.0, p, y / np.diag(inputs.map) ** 2, zero, zero
         if not len(p):
@@ -286,7 +243,7 @@ class Relaxation:
     def passes(self, samples: int, seed: int = 0) -> Float[np.ndarray, "samples size"]:
         """Forward passes from random points of the region, in coordinates: their mean moments are feasible."""
         target, inputs = self.target, self.inputs
-        v = self._sampled_inputs(samples, np.random.default_rng(seed))
+        v = inputs.sample(target, samples, np.random.default_rng(seed))
         columns = [np.ones((samples, 1)), v]
         value = target.offsets.centre + inputs.middle + v @ inputs.map.T
         for k, (W, b) in enumerate(target.layers):
@@ -302,19 +259,9 @@ class Relaxation:
         X[i, i] += margin
         return X
 
-    def _sampled_inputs(self, samples: int, generator: np.random.Generator) -> Float[np.ndarray, "samples r"]:
-        inputs, offsets = self.inputs, self.target.offsets
-        if inputs.radius is None:
-            return generator.uniform(-1, 1, (samples, inputs.rank))
-        v = generator.standard_normal((samples, inputs.rank))
-        v *= generator.uniform(0, 1, (samples, 1)) ** (1 / 3) / np.linalg.norm(v, axis=1, keepdims=True)
-        d = np.clip(v @ inputs.map.T, offsets.lower, offsets.upper)
-        return d @ inputs.map / inputs.radius**2
-
     def offset_of(self, moments_or_dual: Vector) -> Vector:
         """d at given coordinates."""
-        r = self.inputs.rank
-        return self.inputs.middle + self.inputs.map @ moments_or_dual[:r]
+        return self.inputs.middle + self.inputs.map @ moments_or_dual[: self.inputs.rank]
 
 
 def _factors_of(layer: _Neurons, one: Matrix) -> tuple[Matrix, Vector]:

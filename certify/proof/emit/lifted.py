@@ -9,7 +9,7 @@ from jaxtyping import Float
 from certify.bounds.definite import squared_norm
 from certify.bounds.dense import DenseNetwork
 from certify.bounds.sdp.branch import solve_cases
-from certify.bounds.sdp.solve import Settings
+from certify.bounds.sdp.stage import Settings
 from certify.bounds.sdp.target import Offsets, Target
 from certify.bounds.sdp_crown import ball_hints, balls_between
 from certify.proof.emit.hints import Chain, RowHints
