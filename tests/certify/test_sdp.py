@@ -277,6 +277,7 @@ def test_time_limits_are_kept_and_leave_an_answer():
         partial(Settings, pixels=()),
         partial(Settings, pixels=(0, -3)),
         partial(Settings, cuts=(0, -1)),
+        partial(Settings, rounds=0),
     ],
 )
 def test_settings_without_sense_are_refused(make):

@@ -24,7 +24,7 @@ from certify.regions import AbstractRegion
 # A relaxation whose value is below zero by this share of the margin at the centre is solved no further.
 _CLEARLY = 3e-3
 # No cases follow one whose value is below zero by this share.
-_IN_VAIN = 3e-2
+_IN_VAIN = 0.1
 # Inputs that are suggested for an attack.
 _SUGGESTED = 5
 

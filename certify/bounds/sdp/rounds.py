@@ -20,7 +20,7 @@ from certify.bounds.sdp.stage import Settings, Solution, first_pairs, solution_o
 from certify.bounds.sdp.target import Multipliers, Target
 
 # Ellipsoids are first fitted without cuts; rounds end after some in a row without gain.
-_WITHOUT_CUTS, _WITHOUT_GAIN = 2, 3
+_WITHOUT_CUTS, _WITHOUT_GAIN = 2, 4
 # A target is given up if its value stays hopeless even if this many more rounds gained as much as the last one.
 _AHEAD = 5
 # Cuts with multipliers below this share of the largest one are dropped.

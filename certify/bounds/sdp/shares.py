@@ -19,7 +19,7 @@ from certify.bounds.sdp.inputs import half_widths
 from certify.bounds.sdp.program import Vector
 from certify.bounds.sdp.target import Multipliers, Target
 
-_FIRST, _GROWTH, _HALVED, _MOST = 0.2, 1.2, 0.5, 0.5
+_FIRST, _GROWTH, _HALVED, _MOST = 0.2, 1.2, 0.5, 0.3
 # Shares are at least this part of the mean share; moments count as at least this.
 _LEAST_SHARE, _LEAST_MOMENT = 1e-4, 1e-3
 # What every input has, as part of the mean, beside its share in the slope at the start.
