@@ -1,5 +1,7 @@
 """Boxes of many inputs as ellipsoids: the same strength as the box's sides once the shares fit, and valid before."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from certify.bounds.sdp import Inputs, Relaxation, Settings, proved_bound, solve
 from certify.bounds.sdp.inputs import half_widths
 from certify.bounds.sdp.interior import Settings as Stopping
 from certify.bounds.sdp.interior import solve as interior_point
+from certify.bounds.sdp.rounds import Round
 from certify.bounds.sdp.shares import Shares
 from certify.search import Deadline
 from certify.search.milp import minimum
@@ -51,6 +54,17 @@ def test_moments_are_one_where_shares_are_optimal(kind):
     squares = ellipsoid.inputs.squares(found.X) / half_widths(target.offsets) ** 2
     assert squares.max() <= 1.01
     assert np.abs(squares - 1)[shares > 1e-2].max() <= 1e-2
+
+
+def test_optimal_shares_stay_what_they_are():
+    """For sides of different widths, so that a moment in the wrong unit would move them."""
+    target = target_of(*case(4, "box", 5, 8, 6, 2, eps=0.6))
+    widths = np.array([0.1, 0.3, 1.0, 0.5, 0.2])
+    target = replace(target, offsets=replace(target.offsets, lower=-widths, upper=widths))
+    relaxation, sides = by_sides(target)
+    shares = replace(Shares.of(target), values=shares_of(target, relaxation.multipliers(sides.y)))
+    now = Round(shares, *solved(target, Inputs.ellipsoid(target, shares.values)))
+    assert now.next_shares(now).values == pytest.approx(shares.values, abs=2e-3)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -115,13 +129,13 @@ def test_rounds_end_near_the_sides(seed):
 
 
 def test_cuts_and_cases_of_a_large_box_stay_below_the_exact_minimum():
-    graph, region, bounds, margins = large(3, sizes=(140, 6, 5, 2))
+    graph, region, bounds, margins = large(1, eps=0.3, sizes=(140, 6, 5, 2))
     target = target_of(graph, region, bounds, margins)
     exact = minimum(graph, region, margins.rows[0, 0], constant=0.0, deadline=Deadline(20.0)).upper
     plain = solve(target, Settings(cuts=()))
     cut, cases = solve(target, Settings()), solve_cases(target, Settings(), most=4)
-    assert plain.bound <= cut.bound + 1e-3
-    assert cut.bound <= cases.bound + 1e-9
+    assert plain.bound + 0.05 <= cut.bound
+    assert cut.bound + 0.005 <= cases.bound
     assert cases.bound <= exact + 1e-9 * (1 + abs(exact))
     assert len(cases.order) > 1
     for iterations in (0, 1, 3, 8):

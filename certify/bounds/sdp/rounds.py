@@ -30,7 +30,7 @@ _GAP = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class _Round:
+class Round:
     """A relaxation with its solution, and the shares of its ellipsoid."""
 
     shares: Shares
@@ -39,11 +39,20 @@ class _Round:
 
     @property
     def bound(self) -> float:
+        """In floating point."""
         return self.found.bound
 
     @property
     def arrived(self) -> bool:
+        """Whether the program was solved to an end."""
         return self.found.value - self.bound <= _GAP * max(1.0, abs(self.bound))
+
+    def next_shares(self, best: "Round") -> Shares:
+        """For the round after this one, towards the best one if that was another."""
+        if self is not best:
+            return self.shares.towards(best.shares)
+        squares = self.relaxation.inputs.squares(self.found.X)
+        return self.shares.after(squares / half_widths(self.relaxation.target.offsets) ** 2)
 
 
 def by_rounds(
@@ -51,7 +60,7 @@ def by_rounds(
 ) -> Solution:
     """The best bound of all rounds; only that is judged."""
     shares, pairs = Shares.of(target, known), first_pairs(target, known)
-    best: _Round | None = None
+    best: Round | None = None
     before, idle, iterations = inf, 0, 0
     for count in range(settings.rounds):
         now = _round(target, shares, pairs, settings, stop)
@@ -62,7 +71,7 @@ def by_rounds(
         over = now.bound > settings.enough or idle >= _WITHOUT_GAIN or (stop is not None and stop())
         if over or (hopeless and now.arrived):
             break
-        shares, before = _next_shares(now, best), now.bound
+        shares, before = now.next_shares(best), now.bound
         if count >= _WITHOUT_CUTS or known is not None:
             pairs = _next_pairs(now if now.arrived else best, max(settings.cuts, default=0))
     assert best is not None
@@ -75,28 +84,21 @@ def _round(
     pairs: Int[np.ndarray, "cuts 2"],
     settings: Settings,
     stop: Callable[[], bool] | None,
-) -> _Round:
+) -> Round:
     relaxation = Relaxation(target, Inputs.ellipsoid(target, shares.values), pairs)
-    return _Round(shares, relaxation, solved(relaxation, replace(settings, hopeless=-inf), stop))
+    return Round(shares, relaxation, solved(relaxation, replace(settings, hopeless=-inf), stop))
 
 
-def _least_gain(settings: Settings, now: _Round) -> float:
+def _least_gain(settings: Settings, now: Round) -> float:
     return settings.tolerance * max(1.0, abs(now.bound))
 
 
-def _expected(now: _Round, before: float) -> float:
+def _expected(now: Round, before: float) -> float:
     """What the value becomes if some rounds gain as much as the last one did."""
     return now.found.value + _AHEAD * max(now.bound - before, 0.0)
 
 
-def _next_shares(now: _Round, best: _Round) -> Shares:
-    if now is not best:
-        return now.shares.towards(best.shares)
-    squares = now.relaxation.inputs.squares(now.found.X)
-    return now.shares.after(squares / half_widths(now.relaxation.target.offsets) ** 2)
-
-
-def _next_pairs(now: _Round, most: int) -> Int[np.ndarray, "cuts 2"]:
+def _next_pairs(now: Round, most: int) -> Int[np.ndarray, "cuts 2"]:
     """The cuts that matter, and at most as many new ones."""
     relaxation, y = now.relaxation, now.found.y
     kept = relaxation.pairs[relaxation.cut_multipliers(y) > _IDLE * np.abs(y).max(initial=0.0)]
