@@ -35,7 +35,7 @@ class _ConvexReLU(BaseEstimator):
     loss: str
     weight_decay: float
     method: str
-    n_patterns: int
+    n_patterns: int | None
     refine: bool
     hidden_bias: bool
     output_bias: bool
@@ -115,7 +115,7 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
     Args:
         weight_decay: positive weight of the penalty, in the units of the loss.
         method: training method, see :func:`convexnn.train`.
-        n_patterns: random activation patterns of the methods that fix them.
+        n_patterns: random activation patterns of the methods that fix them; None: 100, or as many as there can be.
         refine: add patterns to those until nothing improves.
         hidden_bias: give each neuron a bias (penalised like its weights).
         output_bias: give each output a bias (not penalised).
@@ -142,7 +142,7 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):
         *,
         weight_decay: Any = 1e-3,
         method: Any = "global",
-        n_patterns: Any = 100,
+        n_patterns: Any = None,
         refine: Any = False,
         hidden_bias: Any = True,
         output_bias: Any = True,
@@ -224,7 +224,7 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
             ``"softmax"`` or ``"squared"`` (one-hot targets) for more.
         weight_decay: positive weight of the penalty, in the units of the loss.
         method: training method, see :func:`convexnn.train`.
-        n_patterns: random activation patterns of the methods that fix them.
+        n_patterns: random activation patterns of the methods that fix them; None: 100, or as many as there can be.
         refine: add patterns to those until nothing improves.
         hidden_bias: give each neuron a bias (penalised like its weights).
         output_bias: give each output a bias (not penalised).
@@ -255,7 +255,7 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):
         loss: Any = "auto",
         weight_decay: Any = 1e-3,
         method: Any = "global",
-        n_patterns: Any = 100,
+        n_patterns: Any = None,
         refine: Any = False,
         hidden_bias: Any = True,
         output_bias: Any = True,

@@ -21,7 +21,7 @@ from convexnn.network import from_torch
 from convexnn.neurons import Neurons, no_neurons, unit_rows
 from convexnn.operators import ConeMap
 from convexnn.optimal_sets import OptimalSet, contributions
-from convexnn.patterns import enumerate_patterns, patterns_of, sample_patterns
+from convexnn.patterns import enumerate_patterns, patterns_of, sample_patterns, usual_count
 from convexnn.problem import Problem
 from convexnn.programs import ReLUProgram
 from convexnn.projection import ColumnProducts, price
@@ -51,7 +51,7 @@ def optimal_set(
     weight_decay: float,
     loss: str = "squared",
     method: str = "interior-point",
-    n_patterns: int = 100,
+    n_patterns: int | None = None,
     network: nn.Module | None = None,
     hidden_bias: bool = True,
     output_bias: bool = True,
@@ -69,7 +69,7 @@ def optimal_set(
         method: which networks. ``"interior-point"``: of the ReLU program over ``n_patterns`` random patterns.
             ``"exact"``: over all patterns, listed (small data). ``"global"``: of all two-layer networks, around one
             that :func:`convexnn.train` finds (one output); neurons are then found by local search.
-        n_patterns: of ``"interior-point"``.
+        n_patterns: of ``"interior-point"``; None: 100, or as many as there can be where that is less.
         network: for ``"global"``: an optimal network to take in place of training one.
         hidden_bias, output_bias, sample_weight, random_state: as for :func:`convexnn.train`.
         tol: neurons belong to the set if their correlation with V is within ``tol`` of the weight decay, relatively.
@@ -92,12 +92,13 @@ def optimal_set(
     data, seed = read_matrix(X), seed_of(random_state)
     task = read_task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, _CPU)
     generator = torch.Generator().manual_seed(seed)
+    count = usual_count(task.reduced.X) if n_patterns is None else n_patterns
     if method != "global":
         with torch.no_grad():
             patterns = (
                 enumerate_patterns(task.reduced.X)
                 if method == "exact"
-                else sample_patterns(task.reduced.X, n_patterns, generator)
+                else sample_patterns(task.reduced.X, count, generator)
             )
             program = ReLUProgram(task.reduced, patterns)
             whole = method == "exact" and task.reduced.loss.n_outputs == 1

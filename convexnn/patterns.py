@@ -13,6 +13,7 @@ from torch import Tensor
 from convexnn.arrangement import cells, packed
 from convexnn.errors import InvalidInputError
 
+USUAL = 100  # patterns, where nobody said
 _DRAWS_PER_PATTERN = 100
 _MOST_PATTERNS = 200_000
 _THIN = 1e-10  # slack, relative to the sample, below which rounding decides what is inside a cone
@@ -110,10 +111,19 @@ def sample_patterns(X: Float[Tensor, "n d"], count: Any, generator: torch.Genera
     return Patterns(D, gates, drawn, n_random=len(D))
 
 
+def usual_count(X: Float[Tensor, "n d"]) -> int:
+    """How many patterns are sampled where nobody said: 100, or as many as there can be where that is less."""
+    return min(USUAL, pattern_count(len(X), _rank(X)))
+
+
+def _rank(X: Float[Tensor, "n d"]) -> int:
+    return int(torch.linalg.matrix_rank(X)) if len(X) <= _SMALL else X.shape[1]
+
+
 def _check_count(X: Float[Tensor, "n d"], count: Any) -> None:
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
         raise InvalidInputError(f"{count!r} patterns were asked for; an integer of at least 1 is expected.")
-    rank = int(torch.linalg.matrix_rank(X)) if len(X) <= _SMALL else X.shape[1]
+    rank = _rank(X)
     exist = pattern_count(len(X), rank)
     if count > exist:
         raise InvalidInputError(

@@ -21,6 +21,7 @@ from convexnn.data import flag, positive, read_loss, read_matrix, resolve_device
 from convexnn.errors import InvalidInputError, ScalingWarning, SolverError, SolverWarning
 from convexnn.network import from_torch, layers_of, penalty, to_torch
 from convexnn.neurons import Neurons
+from convexnn.patterns import USUAL, usual_count
 from convexnn.problem import Problem, Reduction, reduce_to_rank
 from convexnn.progress import progress_bar
 from convexnn.proof.report import Request, check_provable
@@ -62,7 +63,7 @@ def train(
     loss: str = "squared",
     weight_decay: float,
     method: str = "global",
-    n_patterns: int = 100,
+    n_patterns: int | None = None,
     refine: bool | str = False,
     hidden_bias: bool = True,
     output_bias: bool = True,
@@ -105,7 +106,8 @@ def train(
         (first layers fixed), ``"exact"`` (all patterns, small data), ``"reference"`` (cvxpy with Clarabel;
         ``"reference-scs"``, ``"reference-mosek"``), ``"auto"`` (interior point or ADMM, by size).
     n_patterns:
-        Random patterns of those methods (random neurons for ``"scp"``); not for ``"global"`` and ``"exact"``.
+        Random patterns of those methods (random neurons for ``"scp"``); not for ``"global"`` and ``"exact"``. None:
+        100, or as many as there can be where that is less.
     refine:
         Add the patterns around the network's neurons and around neurons that violate the dual, and solve again
         until nothing improves; for ``"interior-point"``, ``"admm"``, ``"auto"`` and ``"reference"``.
@@ -182,6 +184,8 @@ def train(
     task = read_task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)
     if prove is not None:
         check_provable(task.reduced, prove, proof_seconds, proof_file)
+    if n_patterns is None:
+        n_patterns = USUAL if method == "scp" else usual_count(task.reduced.X)
     if how_robust is not None:
         task = replace(task, reduced=task.full, reduction=Reduction(None))  # balls are not the same in rotated columns
     if constraints is not None:

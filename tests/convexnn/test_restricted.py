@@ -366,3 +366,12 @@ def test_estimators_take_the_methods():
     classifier = ConvexReLUClassifier(method="admm", n_patterns=20, weight_decay=0.01, random_state=0).fit(X, labels)
     assert classifier.predict(X).shape == (40,)
     assert sample_patterns(torch.tensor(X), 3, torch.Generator().manual_seed(0)).D.shape == (3, 40)
+
+
+@pytest.mark.parametrize("method", ["interior-point", "fista", "admm", "scp"])
+def test_data_of_few_patterns_need_no_number(method):
+    """20 samples in the plane have 40 patterns: the usual hundred is for larger data."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((20, 2)), rng.standard_normal(20)
+    result = train(X, y, method=method, weight_decay=0.1, hidden_bias=False, random_state=0)
+    assert result.program.n_patterns == (100 if method == "scp" else 40)
