@@ -126,7 +126,7 @@ def _pruned(run: _Run, status: Status) -> Majorised:
     program, norms = run.program, run.U.norm(dim=1)
     both = program.slopes.mT.expand(2, -1, -1)
     for tolerance in _TOLERANCES:
-        live = norms > tolerance * norms.max()
+        live = norms > (tolerance * norms.max() if len(norms) else 0.0)  # a constant network has none
         part = replace(program, signs=program.signs[live], slopes=program.slopes[:, live])
         neurons, slopes = part.network(run.U[live], run.bias), both[:, :, live]
         value = certified_objective(program.problem, program.ball, neurons, slopes)

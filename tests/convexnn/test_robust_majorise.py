@@ -215,6 +215,18 @@ def test_any_network_can_be_lowered(biases):
     assert float((1 - margin).clamp(min=0).mean()) <= found.objective
 
 
+def test_a_constant_network_comes_back():
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1)).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network[2].bias.fill_(0.5)
+    X, y = normal(12, 3, seed=0).numpy(), np.sign(np.arange(12) - 5.5)
+    lowered = lower_worst_case(network, X, y, robust=0.1, weight_decay=1e-2)
+    assert lowered.n_neurons == 0
+    assert lowered.objective <= 1.0 + 1e-9  # the best constant has a mean hinge of one
+
+
 def test_refinement_by_majorising_certifies_no_less():
     X, y = data()
     settings = {"loss": "hinge", "weight_decay": 1e-3, "n_patterns": 6, "random_state": 0, "robust": 0.1}
