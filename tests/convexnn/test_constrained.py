@@ -288,6 +288,18 @@ def test_units_do_not_matter():
     np.testing.assert_allclose(big.constraints.multipliers, 1e3 * np.array(one.constraints.multipliers), atol=1.0)
 
 
+def test_multipliers_are_in_the_users_units():
+    X, groups, y = data()
+    options = {"weight_decay": 1e-2, "method": "interior-point", "n_patterns": 20, "random_state": 0, "tol": 1e-6}
+    limits = demographic_parity(groups, 0.1)
+    one = train(X, y, constraints=limits, **options)
+    tenfold = train(X, y, constraints=Constraints(10 * limits.A, 10 * limits.b), **options)
+    price = max(one.constraints.multipliers)
+    assert max(tenfold.constraints.multipliers) == pytest.approx(price / 10, rel=1e-3)
+    wider = train(X, y, constraints=demographic_parity(groups, 0.105), **options)
+    assert (one.objective - wider.objective) / 0.005 == pytest.approx(price, rel=3e-2)
+
+
 def test_the_judge_repairs_cones_before_it_looks_at_the_rows():
     program, found = optimum(rows_of(), "squared", tol=1e-4)
     outside = ConvexPoint(-found.point.U, found.point.bias)
