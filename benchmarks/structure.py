@@ -18,12 +18,14 @@ import torch
 from scipy.optimize import linprog
 from torch import nn
 
+import convexnn
 from benchmarks.data import shared_file
 from benchmarks.training import breast_cancer, digits, teacher
 from convexnn.errors import InvalidInputError, SolverError
 from convexnn.network import from_torch
 from convexnn.optima import optimal_set
 from convexnn.optimal_sets import OptimalSet
+from convexnn.paths import path
 from convexnn.pruning import prune
 from convexnn.shrinking import pruning_curve
 
@@ -219,7 +221,30 @@ def run_symmetric() -> None:
             )
 
 
-PARTS: dict[str, Callable[[bool], None]] = {"pruning": run_pruning, "sets": run_sets}
+def run_paths(quick: bool) -> None:
+    """Thirty weight decays on breast cancer, and the hardest of them alone."""
+    X, Y = unit_variance(breast_cancer)
+    print("\n### Paths on breast cancer, squared loss, gap 1e-4 by local search\n")
+    print(
+        "| points | from | to | total s | longest point s | ratio (aim 6) | hardest alone s | largest gap | neurons |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    level = path(X, Y[:, 0], n_points=1, random_state=0).null_level
+    for count, end in ((30, 0.012), (30, 0.005)) if quick else ((30, 0.012), (30, 0.005), (30, 0.003)):
+        decays = np.geomspace(level, end, count)
+        found, total = cpu_seconds(lambda decays=decays: path(X, Y[:, 0], weight_decays=decays, random_state=0))
+        alone, seconds = cpu_seconds(
+            lambda end=end: convexnn.train(X, Y[:, 0], weight_decay=end, tol=1e-4, random_state=0)
+        )
+        longest, gap = max(point.seconds for point in found.points), max(point.gap for point in found.points)
+        print(
+            f"| {count} | {level:.3g} | {end:g} | {total:.1f} | {longest:.1f} | {total / max(longest, seconds):.1f} | "
+            f"{seconds:.1f} ({alone.gap:.0e}) | {gap:.0e} | 0 to {found.points[-1].n_neurons} |",
+            flush=True,
+        )
+
+
+PARTS: dict[str, Callable[[bool], None]] = {"pruning": run_pruning, "sets": run_sets, "paths": run_paths}
 
 
 def main() -> None:

@@ -28,6 +28,8 @@ _RELEASE = 1e-7  # of a multiplier outside its interval, relative to its length,
 _RANK = 1e-10
 _CONCAVE = 1e-9
 _TURNED = 1e-3
+_GOOD = 1e-9
+_TRIES = 6
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,23 @@ def polish(
             break
         at = released
     return at
+
+
+def stationary(problem: Problem, neurons: Neurons, cones: Bool[Tensor, "k n"] | None = None) -> ActiveSet:
+    """Newton on the active set; where it gets nowhere the smallest neuron, which may have to vanish, is left out."""
+    best = None
+    for _ in range(_TRIES):
+        at = polish(problem, neurons, cones=cones)
+        best = at if best is None or at.residual < best.residual else best
+        if at.residual <= _GOOD or len(at.Z) == 0:
+            break
+        keep = torch.ones(len(at.Z), dtype=torch.bool)
+        keep[int(at.Z.norm(dim=1).argmin())] = False
+        kept = at.neurons
+        neurons = replace(kept, W=kept.W[keep], A=kept.A[keep])
+        cones = None if cones is None else cones[keep]
+    assert best is not None
+    return best
 
 
 def _step(at: ActiveSet) -> ActiveSet | None:

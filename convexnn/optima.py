@@ -3,15 +3,14 @@
 The polyhedron itself is in :mod:`convexnn.optimal_sets`.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from convexnn.active_set import ActiveSet, polish
+from convexnn.active_set import ActiveSet, polish, stationary
 from convexnn.ascent import ColumnPairs
 from convexnn.data import positive, read_matrix
 from convexnn.duality import dual_bound, judge
@@ -36,8 +35,6 @@ _SMOOTH = ("squared", "logistic")
 _PROGRAM_TOL = 1e-9
 _ALIKE = 1 - 1e-10  # cosine from which two directions are one neuron
 _TINY = 1e-6  # the same for the masses of an interior point
-_TRIES = 6
-_STATIONARY = 1e-9
 _SAME_NEURON = 1 - 1e-6  # cosine of blocks that hold one neuron
 _AROUND = 3
 _SCREENED = 0.1  # how far below the weight decay projections need not be computed
@@ -117,24 +114,7 @@ def optimal_set(
 def _polished(task: Task, network: nn.Module) -> ActiveSet:
     given = task.reduction.restrict(from_torch(network).balanced())
     _, minimal, _ = pruned_neurons(task.reduced, given, 1e-6)
-    return _stationary(task.reduced, minimal, None)
-
-
-def _stationary(problem: Problem, neurons: Neurons, cones: Bool[Tensor, "k n"] | None) -> ActiveSet:
-    """Newton on the active set; where it gets nowhere the smallest neuron, which may have to vanish, is left out."""
-    best = None
-    for _ in range(_TRIES):
-        at = polish(problem, neurons, cones=cones)
-        best = at if best is None or at.residual < best.residual else best
-        if at.residual <= _STATIONARY or len(at.Z) == 0:
-            break
-        keep = torch.ones(len(at.Z), dtype=torch.bool)
-        keep[int(at.Z.norm(dim=1).argmin())] = False
-        kept = at.neurons
-        neurons = replace(kept, W=kept.W[keep], A=kept.A[keep])
-        cones = None if cones is None else cones[keep]
-    assert best is not None
-    return best
+    return stationary(task.reduced, minimal, None)
 
 
 def _searched(at: ActiveSet, generator: torch.Generator, tol: float) -> ReLUProgram:
@@ -193,7 +173,7 @@ def _accurate(program: ReLUProgram, answer: ProgramAnswer, free: bool) -> Active
     masses = x * neurons.masses()
     used = masses > _TINY * masses.max()
     minimal = Neurons(neurons.W[used] * x[used][:, None], A[used], bias).balanced()
-    return _stationary(problem, minimal, None if free else program.patterns.D[P][used])
+    return stationary(problem, minimal, None if free else program.patterns.D[P][used])
 
 
 def set_of(task: Task, program: ReLUProgram, at: ActiveSet, kind: str, tol: float) -> OptimalSet:
