@@ -69,6 +69,7 @@ def test_classes(scoring):
         assert 0.9 < model.scores_.mean(axis=1).max() <= 1.0
 
 
+@pytest.mark.slow
 def test_folds_in_parallel_give_the_same():
     X, y = noisy(40)
     settings = {"weight_decays": [0.3, 0.1], "cv": 2, "tol": 1e-2, "random_state": 0}
