@@ -31,6 +31,12 @@ _FIRST_PRICE = 10.0  # relative to the weight decay; neither matters by more tha
 _NEARLY_FEASIBLE = 2.0  # dual norm, relative to the weight decay, from which on blocks may be given up
 _CLEARLY = 0.3
 _WORTH_SHRINKING = 0.8  # share of the blocks that is left, for which it pays to copy them
+_CONES = 0.1  # of the complementarity that the cones take; near their boundary, which is curved, steps are short
+_CORRECTIONS = 3
+_LONG = 0.9  # steps that need no correction
+_LONGER = 0.3  # by how much a correction tries to lengthen them
+_WORTH = 0.1  # share of that which makes it worth while
+_PRODUCTS = (0.1, 10.0)  # of slacks and multipliers, relative to the aim, that a correction leaves as they are
 _STALLED = 8  # steps in a row that improve nothing
 
 
@@ -86,9 +92,14 @@ class _Iterate:
         return float(total) / self.count
 
     @property
-    def count(self) -> int:
-        """Products that go to zero."""
-        return len(self.s) + len(self.cones)
+    def barrier(self) -> float:
+        """How many times the others' the products of the cones are on the central path."""
+        return max(1.0, _CONES * len(self.s) / max(1, len(self.cones)))
+
+    @property
+    def count(self) -> float:
+        """Products that go to zero, those of cones as often as they are larger."""
+        return len(self.s) + self.barrier * len(self.cones)
 
 
 @dataclass(frozen=True)
@@ -224,10 +235,33 @@ def _advanced(blocks: RobustBlocks, at: _Iterate) -> _Iterate:
     second = 1.0 if accurate else 0.0
     cone = -jordan_product(scaling.lam, scaling.lam)
     cone = cone - second * jordan_product(scaling.apply_inverse(affine.dcones), scaling.apply(affine.dduals))
-    cone[:, 0] += sigma * mu
-    move = newton.direction(sigma * mu - second * affine.ds * affine.dz, cone, refine=True)
+    cone[:, 0] += sigma * mu * at.barrier
+    move = _centred(newton, sigma * mu - second * affine.ds * affine.dz, cone, sigma * mu)
     primal, dual = _lengths(blocks, at, move, _SHRINK)
     return _moved(at, move, primal, dual)
+
+
+def _centred(newton: "_Newton", target: Float[Tensor, " N"], cone: Float[Tensor, "c e"], mu: float) -> _Move:
+    """The direction, corrected while products far from ``mu`` keep its steps short (Gondzio 1996).
+
+    A correction is one more solution with the same factor, which costs little where there are many blocks.
+    """
+    blocks, at = newton.blocks, newton.at
+    move = newton.direction(target, cone, refine=True)
+    primal, dual = _lengths(blocks, at, move, 1.0)
+    for _ in range(_CORRECTIONS):
+        if min(primal, dual) > _LONG:
+            break
+        longer = min(1.0, primal + _LONGER), min(1.0, dual + _LONGER)
+        product = (at.s + longer[0] * move.ds) * (at.z + longer[1] * move.dz)
+        wanted = product.clamp(_PRODUCTS[0] * mu, _PRODUCTS[1] * mu) - product
+        target = target + wanted.clamp(min=-_PRODUCTS[1] * mu)
+        trial = newton.direction(target, cone, refine=True)
+        further = _lengths(blocks, at, trial, 1.0)
+        if sum(further) < primal + dual + _WORTH * _LONGER:
+            break
+        move, (primal, dual) = trial, further
+    return move
 
 
 @dataclass(frozen=True)

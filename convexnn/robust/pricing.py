@@ -17,9 +17,13 @@ from convexnn.robust.ball import Ball
 from convexnn.robust.reach import AbstractReach, reach_of
 from convexnn.solvers.cones import Scaling, jordan_divide, jordan_product, longest_steps
 
-_STEPS = 60
+MOST_STEPS = 60
+_SLACK = 0.05
 _CHARGED = 1e-12  # share of the largest charge from which on an excess counts
 _SHRINK = 0.9  # of the way to the boundary
+_CORRECTIONS = 3
+_LONGER = 0.3  # by how much a correction tries to lengthen the step
+_PRODUCTS = (0.1, 10.0)  # of slacks and multipliers, relative to the aim, that a correction leaves as they are
 _SHORT = 0.1  # predictor steps below this are followed by one that only centres
 
 
@@ -84,32 +88,34 @@ class _At:
         return self.z[:, width : width + m]
 
 
-def price(cones: Cones, C: Float[Tensor, "B d"], limit: float, *, accuracy: float, slack: float = 0.05) -> Prices:
+def price(
+    cones: Cones, C: Float[Tensor, "B d"], limit: float, *, accuracy: float, max_steps: int = MOST_STEPS
+) -> Prices:
     """:func:`_price` on the samples whose excess costs anything; the multipliers of the others are zero."""
     if cones.charge is None:
-        return _price(cones, C, limit, accuracy, slack)
+        return _price(cones, C, limit, accuracy, max_steps)
     rows = cones.charge > _CHARGED * cones.charge.max().clamp(min=1e-300)
     if not bool(rows.any()):
         norms = C.norm(dim=1)
         return Prices(norms, norms, torch.zeros_like(cones.sides))
     few = replace(cones, X=cones.X[rows], sides=cones.sides[:, rows], charge=cones.charge[rows])
-    found = _price(few, C, limit, accuracy, slack)
+    found = _price(few, C, limit, accuracy, max_steps)
     multipliers = torch.zeros_like(cones.sides)
     multipliers[:, rows] = found.multipliers
     return replace(found, multipliers=multipliers)
 
 
-def _price(cones: Cones, C: Float[Tensor, "B d"], limit: float, accuracy: float, slack: float) -> Prices:
+def _price(cones: Cones, C: Float[Tensor, "B d"], limit: float, accuracy: float, max_steps: int) -> Prices:
     """Bounds, as tight as needed to compare them with ``limit``.
 
     A block is done once its upper bound is below the limit, or its lower bound above it and within a share of
-    ``slack`` of the upper one, or both are within ``accuracy`` of each other, relative to the limit.
+    ``_SLACK`` of the upper one, or both are within ``accuracy`` of each other, relative to the limit.
     """
     C, cones = C / limit, replace(cones, charge=None if cones.charge is None else cones.charge / limit)
     upper, lower, multipliers = C.norm(dim=1), torch.zeros_like(C[:, 0]), C.new_zeros((len(C), len(cones.X)))
     batch = _Batch(cones, ColumnProducts.of(cones.X), reach_of(cones.ball))
     index, at = torch.arange(len(C), device=C.device), _start(batch, C)
-    for _ in range(_STEPS):
+    for _ in range(max_steps):
         found = at.pairs(batch.reach.width, len(cones.X))
         above = batch.cones.upper(C, found)
         better = above < upper[index]
@@ -117,7 +123,7 @@ def _price(cones: Cones, C: Float[Tensor, "B d"], limit: float, accuracy: float,
         multipliers[index[better]] = batch.cones.admitted(found)[better]
         lower[index] = torch.maximum(lower[index], batch.cones.lower(C, at.u))
         top, bottom = upper[index], lower[index]
-        go = ~((top <= 1) | ((bottom > 1) & (top - bottom < slack * top)) | (top - bottom < accuracy))
+        go = ~((top <= 1) | ((bottom > 1) & (top - bottom < _SLACK * top)) | (top - bottom < accuracy))
         if not bool(go.any()):
             break
         if not bool(go.all()):
@@ -178,10 +184,30 @@ def _step(batch: _Batch, C: Tensor, at: _At) -> _At:
     accurate = length > _SHORT
     sigma = torch.where(accurate, ((after / mu) ** 3).clamp(1e-4, 1.0), 0.5)
     second = accurate.to(mu)
-    move = newton.direction(sigma * mu - second * du.s * du.z, sigma * mu, replace(du, cones=second * du.cones))
-    length = _SHRINK * _longest(at, move)
+    move, length = _centred(newton, sigma * mu - second * du.s * du.z, sigma * mu, replace(du, cones=second * du.cones))
     pairs = ((a, b) for a, b in zip(vars(at).values(), vars(move).values(), strict=True))
-    return _At(*(a + length * b for a, b in pairs))
+    return _At(*(a + _SHRINK * length * b for a, b in pairs))
+
+
+def _centred(newton: "_Newton", target: Tensor, mu: Tensor, affine: _At) -> tuple[_At, Float[Tensor, "B 1"]]:
+    """The direction and its longest step, corrected while products far from ``mu`` keep it short (Gondzio 1996)."""
+    at = newton.at
+    move = newton.direction(target, mu, affine)
+    length = _longest(at, move)
+    for _ in range(_CORRECTIONS):
+        longer = (length + _LONGER).clamp(max=1.0)
+        product = (at.s + longer * move.s) * (at.z + longer * move.z)
+        low, high = _PRODUCTS[0] * mu, _PRODUCTS[1] * mu
+        wanted = torch.minimum(torch.maximum(product, low), high) - product
+        target = target + torch.maximum(wanted, -high)
+        trial = newton.direction(target, mu, affine)
+        further = _longest(at, trial)
+        better = further > length
+        if not bool(better.any()):
+            break
+        move = _At(*(torch.where(better, b, a) for a, b in zip(vars(move).values(), vars(trial).values(), strict=True)))
+        length = torch.where(better, further, length)
+    return move, length
 
 
 def _longest(at: _At, move: _At) -> Float[Tensor, "B 1"]:

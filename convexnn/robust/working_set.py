@@ -17,7 +17,7 @@ from convexnn.result import Status, TraceEntry
 from convexnn.robust.answer import RobustAnswer, better
 from convexnn.robust.duality import RobustDual, RobustJudgement, admitted, correlations, judge_robust
 from convexnn.robust.interior import InteriorOptions, Solved, point_of, solve_blocks
-from convexnn.robust.pricing import Cones, price
+from convexnn.robust.pricing import MOST_STEPS, Cones, price
 from convexnn.robust.program import AbstractRobustProgram
 from convexnn.solvers.answer import ProgramLimits, Report
 
@@ -26,7 +26,9 @@ _SMALL = 20_000  # entries (blocks, columns) times columns, up to which all bloc
 _FIRST_TOL = 1e-2
 _WITH = 1e-3  # by which the tolerance falls where there are violators, and where there are none
 _WITHOUT = 0.0
+_LAST = 12  # violators from which on the working set only grows
 _MOST_ROUNDS = 60
+_FEW_STEPS = 20  # of the pricing while the working set lacks many blocks: the worst violators show early
 
 
 @dataclass
@@ -121,29 +123,37 @@ def _price(run: _Run, found: Solved, tol: float) -> Int[Tensor, " k"]:
     C = correlations(program, found.dual).reshape(len(run.multipliers), -1)
     limit = program.problem.weight_decay
     target = limit * (1 + (0.1 * run.limits.tol if tol < 1e-4 else 0.3 * tol))
+    steps = MOST_STEPS if tol <= 0.3 * run.limits.tol else _FEW_STEPS
     outside = torch.ones_like(C[:, 0], dtype=torch.bool)
     outside[run.working[found.kept]] = False
     lower = torch.zeros_like(C[:, 0])
     for s, charge in enumerate((found.dual.above, found.dual.below)):
         part = torch.nonzero(outside[s * P : (s + 1) * P])[:, 0]
         if len(part):
-            lower[s * P + part] = _price_sign(run, C, s * P + part, charge if program.soft else None, target)
+            lower[s * P + part] = _price_sign(run, C, s * P + part, charge if program.soft else None, (target, steps))
     worst = torch.argsort(lower, descending=True)
     return worst[lower[worst] > target]
 
 
 def _price_sign(
-    run: _Run, C: Float[Tensor, "N d"], index: Int[Tensor, " k"], charge: Float[Tensor, " n"] | None, target: float
+    run: _Run,
+    C: Float[Tensor, "N d"],
+    index: Int[Tensor, " k"],
+    charge: Float[Tensor, " n"] | None,
+    aim: tuple[float, int],
 ) -> Float[Tensor, " k"]:
-    """Lower bounds of what these blocks, of one sign, reach; zero where the multipliers at hand exclude them."""
-    program, P = run.program, run.program.shape[1]
+    """Lower bounds of what these blocks, of one sign, reach; zero where the multipliers at hand exclude them.
+
+    ``aim``: what counts as a violation, and how many steps may be spent.
+    """
+    program, P, (target, max_steps) = run.program, run.program.shape[1], aim
     gates = program.patterns.gates[index % P]
     centre = gates / gates.norm(dim=1, keepdim=True)
     cones = Cones(program.problem.X, program.sides[index % P], centre, program.ball, charge)
     lower = torch.zeros_like(C[index, 0])
     left = cones.upper(C[index], run.multipliers[index]) > target
     if bool(left.any()):
-        prices = price(cones.take(left), C[index[left]], target, accuracy=1e-7)
+        prices = price(cones.take(left), C[index[left]], target, accuracy=1e-7, max_steps=max_steps)
         lower[left] = prices.lower
         run.multipliers[index[left]] = prices.multipliers
     return lower
@@ -163,7 +173,9 @@ def _see(run: _Run, found: Solved, report: Report | None) -> None:
 
 
 def _next_working_set(run: _Run, found: Solved, violators: Int[Tensor, " k"], tol: float) -> Int[Tensor, " B"]:
-    """Without the blocks that are all but zero, and with the worst violators."""
+    """Without the blocks that are all but zero, unless few are missing: then those come back by turns."""
+    if len(violators) <= _LAST:
+        return torch.unique(torch.cat([run.working, violators]))
     norms = found.u.norm(dim=1)
     used = (norms > (1e-2 if tol > 1e-3 else 1e-4) * norms.max()) | run.given_up[run.working]
     added = max(10, len(run.working) // 2)
