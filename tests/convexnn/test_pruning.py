@@ -141,14 +141,14 @@ def test_elimination_reaches_a_vertex(seed):
     np.testing.assert_allclose(c @ found.weights, c.sum(), atol=1e-10)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, 1, 5, 38, 87, 237])  # the last four: steps without regard to costs raise them
 def test_elimination_never_raises_other_costs(seed):
     """And never goes below the least cost, that of the linear program."""
     rng = np.random.default_rng(seed)
-    P, c = rng.standard_normal((5, 30)), rng.uniform(0.1, 1.0, 30)
+    P, c = rng.standard_normal((5, 30)), 10 ** rng.uniform(-2, 2, 30)
     found = fewest(P, c, 1e-10)
     best = linprog(c, A_eq=P, b_eq=P.sum(1)).fun
-    assert best - 1e-9 <= c @ found.weights <= c.sum() + 1e-12
+    assert best * (1 - 1e-9) <= c @ found.weights <= c.sum() * (1 + 1e-12)
     assert np.count_nonzero(found.weights) <= 5
 
 
