@@ -48,6 +48,7 @@ def test_scores_are_those_of_training_on_each_fold_alone():
     assert len(model.path_.points) == best + 1
 
 
+@pytest.mark.slow
 def test_noise_alone_asks_for_the_largest_weight_decay():
     rng = np.random.default_rng(1)
     X, y = rng.standard_normal((60, 5)), rng.standard_normal(60)
