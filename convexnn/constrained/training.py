@@ -34,6 +34,7 @@ _SHARES = (0.5, 5.0, 50.0)  # starts in turn where runs stall
 _ACTIVE = (3e-2, 3e-3, 3e-4, 1e-5)  # norms of blocks, relative to the largest, from which on they may be neurons
 _AROUND = 4  # cones of a neuron on a kink that a refinement tries
 _ADDED = 30
+_ROUNDING = 10  # times what the program allows: the network rounds as well
 _PATIENCE = 3
 _ROUGH = 1e-4  # a gap above which cvxpy takes over from an interior point that stalled
 _SMALL = 200_000  # rows of cones up to which it does
@@ -66,19 +67,19 @@ class ConstrainedOutcome:
     points: Float[Tensor, "N c"]  # features
     rows: Rows
     multipliers: Float[Tensor, " m"]  # in the user's units
+    tolerance: float  # of A f - b, in the user's units
 
     def report(self, F: Float[Tensor, "N 1"]) -> ConstraintReport:
         """The constraints at these outputs of the network itself."""
-        rows, largest = self.rows, max(1.0, float(F.abs().max()))
+        rows = self.rows
         limits = rows.b * rows.scales
-        tolerance = 1e-8 * max(largest, float(limits.abs().max())) * float(rows.scales.max())
         return ConstraintReport(
             names=rows.names,
             values=tuple(((rows.A @ F[:, 0]) * rows.scales).tolist()),
             limits=tuple(limits.tolist()),
             multipliers=tuple(self.multipliers.tolist()),
             violation=float(rows.excess(F).clamp(min=0.0).max()),
-            tolerance=tolerance,
+            tolerance=self.tolerance,
         )
 
 
@@ -137,7 +138,8 @@ def train_constrained(
     bound = min(dual.bound, run.objective)
     answer = Answer(neurons, run.objective, bound, status, tuple(run.trace), len(run.trace))
     kind_of_bound = "local-search" if settings.searches else "sampled-program"
-    return ConstrainedOutcome(answer, kind_of_bound, run.about, points, rows, dual.mu / rows.scales)
+    tolerance = _ROUNDING * allowed(run.program) * float(rows.scales.max())
+    return ConstrainedOutcome(answer, kind_of_bound, run.about, points, rows, dual.mu / rows.scales, tolerance)
 
 
 @dataclass
@@ -229,10 +231,12 @@ def _once(run: _Run) -> Status:
     if violation <= allowed(run.program) and relative_gap(objective, run.bound, run.floor) <= run.limits.tol:
         run.neurons, run.objective, run.violation = constant, objective, violation
         return Status.CONVERGED  # which training reports as NULL
+    solved = run.violation <= allowed(run.program) and run.last.gap(run.floor) <= run.limits.tol
+    if status is None and solved:
+        return Status.SOLVED
+    run.see(constant)  # the network of a run that was cut short can be worse than no neuron at all
     if status is not None:
         return status
-    if run.violation <= allowed(run.program) and run.last.gap(run.floor) <= run.limits.tol:
-        return Status.SOLVED
     return Status.MAX_SECONDS if run.seconds() > run.limits.max_seconds else Status.STALLED
 
 

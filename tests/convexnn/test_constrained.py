@@ -308,3 +308,18 @@ def test_the_judge_repairs_cones_before_it_looks_at_the_rows():
     assert judged.objective == program.objective(judged.point)
     F = program.wide.output(judged.point)
     assert judged.violation == pytest.approx(float((program.rows.A @ F[:, 0] - program.rows.b).clamp(min=0).max()))
+
+
+@pytest.mark.parametrize("method", ["fista", "interior-point"])
+def test_a_run_that_is_cut_short_is_no_worse_than_a_constant(method):
+    """Gated points split into neurons of 1e16 before they converge; and what is allowed has not their scale."""
+    rng = np.random.default_rng(844553864)
+    X = 10 * rng.standard_normal((22, 4))
+    y = np.where(X @ rng.standard_normal(4) + rng.standard_normal(22) > 0, 1, -1)
+    limits = demographic_parity(rng.integers(0, 3, 22), 0.5)
+    result = train(
+        X, y, loss="logistic", weight_decay=5e-3, method=method, constraints=limits, max_seconds=1e-3, random_state=0
+    )
+    share = np.mean(y == 1)
+    assert result.objective <= -share * np.log(share) - (1 - share) * np.log(1 - share) + 1e-9
+    assert result.constraints.violation <= result.constraints.tolerance <= 1e-7
