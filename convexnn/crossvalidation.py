@@ -152,7 +152,7 @@ class ConvexReLURegressorCV(_CrossValidated, ConvexReLURegressor):
         scoring: ``"loss"``: the least mean squared error on the held-out samples.
         n_jobs: folds that are worked on at a time (joblib).
         method: ``"global"``, ``"interior-point"`` or ``"gated"``, see :func:`convexnn.path`.
-        n_patterns: random activation patterns of the last two.
+        n_patterns: random activation patterns of the last two; None: 100, or as many as there can be.
         hidden_bias: give each neuron a bias (penalised like its weights).
         output_bias: give each output a bias (not penalised).
         tol: relative gap at which training stops, at every point.
@@ -181,7 +181,7 @@ class ConvexReLURegressorCV(_CrossValidated, ConvexReLURegressor):
         scoring: Any = "loss",
         n_jobs: Any = None,
         method: Any = "global",
-        n_patterns: Any = 100,
+        n_patterns: Any = None,
         hidden_bias: Any = True,
         output_bias: Any = True,
         tol: Any = 1e-3,
@@ -227,7 +227,7 @@ class ConvexReLUClassifierCV(_CrossValidated, ConvexReLUClassifier):
         scoring: Any = "loss",
         n_jobs: Any = None,
         method: Any = "global",
-        n_patterns: Any = 100,
+        n_patterns: Any = None,
         hidden_bias: Any = True,
         output_bias: Any = True,
         tol: Any = 1e-3,

@@ -20,7 +20,7 @@ from convexnn.network import from_torch
 from convexnn.neurons import Neurons, no_neurons, unit_rows
 from convexnn.operators import ConeMap
 from convexnn.optimal_sets import OptimalSet, contributions
-from convexnn.patterns import enumerate_patterns, patterns_of, sample_patterns, usual_count
+from convexnn.patterns import count_or_usual, enumerate_patterns, patterns_of, sample_patterns
 from convexnn.problem import Problem
 from convexnn.programs import ReLUProgram
 from convexnn.projection import ColumnProducts, price
@@ -89,7 +89,7 @@ def optimal_set(
     data, seed = read_matrix(X), seed_of(random_state)
     task = read_task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, _CPU)
     generator = torch.Generator().manual_seed(seed)
-    count = usual_count(task.reduced.X) if n_patterns is None else n_patterns
+    count = count_or_usual(task.reduced.X, n_patterns)
     if method != "global":
         with torch.no_grad():
             patterns = (

@@ -21,7 +21,7 @@ from convexnn.losses import AbstractLoss, AbstractMarginLoss
 from convexnn.network import to_torch
 from convexnn.neurons import Neurons
 from convexnn.null_level import null_level, program_null_level
-from convexnn.patterns import sample_patterns
+from convexnn.patterns import count_or_usual, sample_patterns
 from convexnn.problem import Problem
 from convexnn.programs import GatedProgram, ReLUProgram
 from convexnn.pruning import pruned_neurons
@@ -147,7 +147,7 @@ def path(
     n_points: int = 30,
     loss: str = "squared",
     method: str = "global",
-    n_patterns: int = 100,
+    n_patterns: int | None = None,
     hidden_bias: bool = True,
     output_bias: bool = True,
     tol: float = 1e-4,
@@ -168,7 +168,7 @@ def path(
         method: ``"global"``: over all networks. ``"interior-point"``: the ReLU program over ``n_patterns`` random
             patterns, the same along the path. ``"gated"``: the gated program over these, each solution split into
             a ReLU network, whose objective is larger than the program's; bound and gap are of the program.
-        n_patterns: of the last two.
+        n_patterns: of the last two; None: 100, or as many as there can be where that is less.
         hidden_bias, output_bias, sample_weight, random_state: as for :func:`convexnn.train`.
         tol: relative gap of every point.
         max_seconds: limit of each point.
@@ -206,12 +206,13 @@ def _grid(given: Sequence[float] | None, level: float, n_points: int) -> list[fl
 
 
 def _follower(
-    problem: Problem, method: str, n_patterns: int, limits: Limits, seed: int
+    problem: Problem, method: str, n_patterns: int | None, limits: Limits, seed: int
 ) -> tuple[Follow, Callable[[], float]]:
     """A function that solves at one weight decay after the other, and one that finds the null level."""
     if method == "global":
         return _Global(problem, limits, seed), lambda: null_level(problem, seed)
-    patterns = sample_patterns(problem.X, n_patterns, torch.Generator().manual_seed(seed))
+    count = count_or_usual(problem.X, n_patterns)
+    patterns = sample_patterns(problem.X, count, torch.Generator().manual_seed(seed))
     program = (GatedProgram if method == "gated" else ReLUProgram)(problem, patterns)
     return _Program(program, limits), lambda: program_null_level(program)
 

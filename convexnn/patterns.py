@@ -111,9 +111,9 @@ def sample_patterns(X: Float[Tensor, "n d"], count: Any, generator: torch.Genera
     return Patterns(D, gates, drawn, n_random=len(D))
 
 
-def usual_count(X: Float[Tensor, "n d"]) -> int:
-    """How many patterns are sampled where nobody said: 100, or as many as there can be where that is less."""
-    return min(USUAL, pattern_count(len(X), _rank(X)))
+def count_or_usual(X: Float[Tensor, "n d"], count: int | None) -> int:
+    """How many patterns to sample: where nobody said, 100, or as many as there can be where that is less."""
+    return min(USUAL, pattern_count(len(X), _rank(X))) if count is None else count
 
 
 def _rank(X: Float[Tensor, "n d"]) -> int:

@@ -21,7 +21,7 @@ from convexnn.data import flag, positive, read_loss, read_matrix, resolve_device
 from convexnn.errors import InvalidInputError, ScalingWarning, SolverError, SolverWarning
 from convexnn.network import from_torch, layers_of, penalty, to_torch
 from convexnn.neurons import Neurons
-from convexnn.patterns import USUAL, usual_count
+from convexnn.patterns import USUAL, count_or_usual
 from convexnn.problem import Problem, Reduction, reduce_to_rank
 from convexnn.progress import progress_bar
 from convexnn.proof.report import Request, check_provable
@@ -184,8 +184,9 @@ def train(
     task = read_task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, device)
     if prove is not None:
         check_provable(task.reduced, prove, proof_seconds, proof_file)
-    if n_patterns is None:
-        n_patterns = USUAL if method == "scp" else usual_count(task.reduced.X)
+    if method == "scp" and n_patterns is None:
+        n_patterns = USUAL  # neurons, and patterns do not limit those
+    n_patterns = count_or_usual(task.reduced.X, n_patterns)
     if how_robust is not None:
         task = replace(task, reduced=task.full, reduction=Reduction(None))  # balls are not the same in rotated columns
     if constraints is not None:
