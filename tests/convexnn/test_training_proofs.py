@@ -620,3 +620,23 @@ def test_cones_in_the_rank_of_the_data():
     for part in ("rows", "basis"):
         tampered(lambda span, part=part: span[part]["values"][0].__setitem__(0, 8 << span[part]["scale"]))
     tampered(lambda span: span["rows"]["values"].reverse())
+
+
+@pytest.mark.parametrize("least", PIVOTS)
+def test_settled_groups_have_the_room_that_was_asked_for(least):
+    """Forms in s, scaled to a diagonal of ones: at least this eigenvalue, however bad they were."""
+    rng = np.random.default_rng(0)
+    J, m, k = 20, 5, 3
+    pairs = [rng.uniform(0, 1, (J, m, m)) * 10.0 ** rng.uniform(-2, 2, (J, 1, 1)) for _ in range(3)]
+    both, mixed, neither = pairs[0] + pairs[0].swapaxes(1, 2), pairs[1], pairs[2] + pairs[2].swapaxes(1, 2)
+    ones, cones = np.ones(7), np.zeros((J, m, k))
+    pivot = 10.0 ** rng.uniform(-3, 3, (J, m))
+    given = Multipliers(ones, ones, ones, ones, cones, cones, both, mixed, neither, pivot, np.zeros((0, 3)))
+    fit = given.settled(least)
+    assert np.all(fit.pivot >= pivot)
+    off = (fit.both + fit.mixed + fit.mixed.swapaxes(1, 2) + fit.neither) / 2
+    root = 1 / np.sqrt(fit.pivot)
+    scaled = np.eye(m) - root[:, :, None] * off * root[:, None, :]
+    lowest = np.linalg.eigvalsh(scaled)[:, 0]
+    assert np.all(lowest >= least * (1 - 1e-6))
+    np.testing.assert_array_equal(fit.settled(least).pivot, fit.pivot)  # once is enough
