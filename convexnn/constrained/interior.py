@@ -19,11 +19,12 @@ from torch import Tensor
 from convexnn.constrained.duality import ConstrainedJudgement, admitted, judge_constrained, scaled_dual
 from convexnn.constrained.feasibility import Split
 from convexnn.constrained.program import ConstrainedProgram
-from convexnn.constrained.system import Heights, Response, RowSystem
+from convexnn.constrained.system import Heights, RowSystem
 from convexnn.programs import ConvexPoint
 from convexnn.solvers.blocks import BlockMap, Image
 from convexnn.solvers.cones import Scaling, jordan_divide, jordan_product, longest_ratio, longest_step
 from convexnn.solvers.kinks import AbstractLossPart, Kink, first_kink, loss_part
+from convexnn.solvers.newton import Response
 
 VIOLATION = 1e-9  # of rows of norm one, relative to their limits: what a point may have and still count as feasible
 _PATIENCE = 12  # steps without a smaller gap, nearer than this, after which rounding has taken over

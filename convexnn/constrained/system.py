@@ -13,7 +13,7 @@ from torch import Tensor
 from convexnn.constrained.program import Rows
 from convexnn.solvers.blocks import BlockMap, Image
 from convexnn.solvers.cones import Scaling
-from convexnn.solvers.newton import block_curvature, cholesky, pattern_gram
+from convexnn.solvers.newton import Response, block_curvature, cholesky, pattern_gram
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,6 @@ class Heights:
     def gram(self, lower: Float[Tensor, "N N"]) -> Float[Tensor, "r r"]:
         """T G T' of a symmetric matrix, given by its lower triangle."""
         return self.forward(self.forward(torch.tril(lower) + torch.tril(lower, -1).T).T)
-
-
-@dataclass(frozen=True)
-class Response:
-    """A solution or a right-hand side: blocks, rows (soft q = R T dF + right), output bias."""
-
-    du: Float[Tensor, "B d"]
-    q: Float[Tensor, "r 1"]
-    db: Float[Tensor, " 1"]
-
-    def plus(self, other: "Response") -> "Response":
-        """The sum."""
-        return Response(self.du + other.du, self.q + other.q, self.db + other.db)
 
 
 @dataclass(frozen=True)

@@ -160,10 +160,10 @@ class NewtonSystem:
 
 @dataclass(frozen=True)
 class Response:
-    """A solution or a right-hand side: blocks, samples (q = R'dF), output bias."""
+    """A solution or a right-hand side: blocks, rows (q = R'dF; samples, or those of constraints), output bias."""
 
     du: Float[Tensor, "B d"]
-    q: Float[Tensor, "n K"]
+    q: Float[Tensor, "r K"]
     db: Float[Tensor, " K"]
 
     def plus(self, other: "Response") -> "Response":
