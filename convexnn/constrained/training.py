@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,7 @@ from convexnn.constrained.interior import InteriorLimits, allowed, better, ended
 from convexnn.constrained.program import ConstrainedProgram, Rows, read_rows, widened
 from convexnn.constrained.reference import solve_reference
 from convexnn.constraints import Constraints
-from convexnn.errors import InvalidInputError, InvalidTypeError, SolverError
+from convexnn.errors import InvalidInputError, InvalidTypeError, SolverError, SolverWarning
 from convexnn.neurons import Neurons, no_neurons, unit_rows
 from convexnn.patterns import Patterns, patterns_of, sample_patterns
 from convexnn.pricing import search, starting_points
@@ -34,7 +35,8 @@ _SHARES = (0.5, 5.0, 50.0)  # starts in turn where runs stall
 _ACTIVE = (3e-2, 3e-3, 3e-4, 1e-5)  # norms of blocks, relative to the largest, from which on they may be neurons
 _AROUND = 4  # cones of a neuron on a kink that a refinement tries
 _ADDED = 30
-_ROUNDING = 10  # times what the program allows: the network rounds as well
+_ROUNDING = {"reference": 1000.0}  # times what the program allows; cvxpy has tolerances of its own
+_USUAL_ROUNDING = 10.0  # the network rounds as well
 _PATIENCE = 3
 _ROUGH = 1e-4  # a gap above which cvxpy takes over from an interior point that stalled
 _SMALL = 200_000  # rows of cones up to which it does
@@ -70,15 +72,22 @@ class ConstrainedOutcome:
     tolerance: float  # of A f - b, in the user's units
 
     def report(self, F: Float[Tensor, "N 1"]) -> ConstraintReport:
-        """The constraints at these outputs of the network itself."""
+        """The constraints at these outputs of the network itself; warns where it does not keep to them."""
         rows = self.rows
-        limits = rows.b * rows.scales
+        limits, violation = rows.b * rows.scales, float(rows.excess(F).clamp(min=0.0).max())
+        if violation > self.tolerance:
+            warnings.warn(
+                f"the network violates a constraint by {violation:.2g} (tolerance {self.tolerance:.1e}): training "
+                f"ended as {self.answer.status.name}. Give it more time (max_seconds=), or another method.",
+                SolverWarning,
+                stacklevel=4,
+            )
         return ConstraintReport(
             names=rows.names,
             values=tuple(((rows.A @ F[:, 0]) * rows.scales).tolist()),
             limits=tuple(limits.tolist()),
             multipliers=tuple(self.multipliers.tolist()),
-            violation=float(rows.excess(F).clamp(min=0.0).max()),
+            violation=violation,
             tolerance=self.tolerance,
         )
 
@@ -138,7 +147,8 @@ def train_constrained(
     bound = min(dual.bound, run.objective)
     answer = Answer(neurons, run.objective, bound, status, tuple(run.trace), len(run.trace))
     kind_of_bound = "local-search" if settings.searches else "sampled-program"
-    tolerance = _ROUNDING * allowed(run.program) * float(rows.scales.max())
+    room = _ROUNDING.get(settings.method, _USUAL_ROUNDING)
+    tolerance = room * allowed(run.program) * float(rows.scales.max())
     return ConstrainedOutcome(answer, kind_of_bound, run.about, points, rows, dual.mu / rows.scales, tolerance)
 
 
