@@ -68,7 +68,10 @@ def optimal_set(
             that :func:`convexnn.train` finds (one output); neurons are then found by local search.
         n_patterns: of ``"interior-point"``; None: 100, or as many as there can be where that is less.
         network: for ``"global"``: an optimal network to take in place of training one.
-        hidden_bias, output_bias, sample_weight, random_state: as for :func:`convexnn.train`.
+        hidden_bias: whether the first layer has a bias, penalised as a weight is.
+        output_bias: whether the output has one, which is free.
+        sample_weight: positive weights ``(n,)``.
+        random_state: seed or generator of patterns and of searches.
         tol: neurons belong to the set if their correlation with V is within ``tol`` of the weight decay, relatively.
             ``separation`` of the answer says how far the next one is: a set is clear where that is much larger.
 

@@ -169,7 +169,10 @@ def path(
             patterns, the same along the path. ``"gated"``: the gated program over these, each solution split into
             a ReLU network, whose objective is larger than the program's; bound and gap are of the program.
         n_patterns: of the last two; None: 100, or as many as there can be where that is less.
-        hidden_bias, output_bias, sample_weight, random_state: as for :func:`convexnn.train`.
+        hidden_bias: whether the first layer has a bias, penalised as a weight is.
+        output_bias: whether the output has one, which is free.
+        sample_weight: positive weights ``(n,)``.
+        random_state: seed or generator of patterns and of searches.
         tol: relative gap of every point.
         max_seconds: limit of each point.
         test: features and targets to evaluate every point on.
