@@ -23,11 +23,11 @@ from benchmarks.data import shared_file
 from benchmarks.training import breast_cancer, digits, teacher
 from convexnn.errors import InvalidInputError, SolverError
 from convexnn.network import from_torch
-from convexnn.optima import optimal_set
-from convexnn.optimal_sets import OptimalSet
-from convexnn.paths import path
-from convexnn.pruning import prune
-from convexnn.shrinking import pruning_curve
+from convexnn.solutions.optima import optimal_set
+from convexnn.solutions.optimal_sets import OptimalSet
+from convexnn.solutions.paths import path
+from convexnn.solutions.pruning import prune
+from convexnn.solutions.shrinking import pruning_curve
 
 
 def cpu_seconds(call: Callable[[], Any]) -> tuple[Any, float]:

@@ -11,8 +11,8 @@ from sklearn.model_selection import check_cv
 from convexnn.data import positive
 from convexnn.errors import InvalidInputError
 from convexnn.estimators import ConvexReLUClassifier, ConvexReLURegressor, _ConvexReLU
-from convexnn.paths import PathPoint, RegularisationPath, path
 from convexnn.rows import merge_rows
+from convexnn.solutions.paths import PathPoint, RegularisationPath, path
 from convexnn.training import seed_of
 
 _SCORES = ("loss", "accuracy")
@@ -163,7 +163,7 @@ class ConvexReLURegressorCV(_CrossValidated, ConvexReLURegressor):
         weight_decay_: the one chosen.
         weight_decays_: all of them, falling.
         scores_: a row for each weight decay, a column for each fold; the larger the better.
-        path_: :class:`convexnn.paths.RegularisationPath` on all data, down to the one chosen.
+        path_: :class:`convexnn.solutions.paths.RegularisationPath` on all data, down to the one chosen.
         result_: :class:`convexnn.result.TrainingResult` of the final network.
         network_: ``torch.nn.Sequential(Linear, ReLU, Linear)`` in double precision.
         n_iter_: points of the final path.

@@ -5,11 +5,11 @@ import torch
 from convexnn_cases import normal, problem_of, random_neurons
 
 import convexnn
-from convexnn.active_set import ActiveSet, polish
 from convexnn.neurons import Neurons
 from convexnn.patterns import sample_patterns
 from convexnn.problem import Problem
 from convexnn.programs import ReLUProgram
+from convexnn.solutions.active_set import ActiveSet, polish
 from convexnn.solvers.answer import ProgramLimits
 from convexnn.solvers.working_set import solve_working_set
 

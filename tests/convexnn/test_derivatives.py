@@ -6,12 +6,12 @@ import torch
 from convexnn_cases import normal, targets_of
 
 import convexnn
-from convexnn.active_set import ActiveSet, polish
 from convexnn.data import read_loss
-from convexnn.derivatives import Sensitivity, sensitivity
 from convexnn.errors import InvalidInputError
 from convexnn.network import to_torch
 from convexnn.problem import Problem
+from convexnn.solutions.active_set import ActiveSet, polish
+from convexnn.solutions.derivatives import Sensitivity, sensitivity
 
 DECAY = 0.05
 

@@ -9,10 +9,10 @@ import convexnn
 from convexnn.errors import InvalidInputError
 from convexnn.network import from_torch
 from convexnn.neurons import Neurons, unit_rows
-from convexnn.optima import optimal_set
-from convexnn.optimal_sets import OptimalSet
 from convexnn.patterns import enumerate_patterns
 from convexnn.programs import ReLUProgram
+from convexnn.solutions.optima import optimal_set
+from convexnn.solutions.optimal_sets import OptimalSet
 from convexnn.solvers.answer import ProgramLimits
 from convexnn.solvers.reference import solve_reference
 

@@ -10,12 +10,12 @@ from convexnn_cases import normal, targets_of
 import convexnn
 from convexnn.data import read_loss
 from convexnn.errors import InvalidInputError
-from convexnn.null_level import null_level, program_null_level
-from convexnn.paths import RegularisationPath, path
 from convexnn.patterns import enumerate_patterns, sample_patterns
 from convexnn.problem import Problem
 from convexnn.programs import GatedProgram, ReLUProgram
 from convexnn.result import Status
+from convexnn.solutions.null_level import null_level, program_null_level
+from convexnn.solutions.paths import RegularisationPath, path
 from convexnn.solvers.answer import ProgramLimits
 from convexnn.solvers.reference import solve_reference
 from convexnn.solvers.working_set import solve_working_set

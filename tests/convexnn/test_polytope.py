@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from convexnn.errors import InvalidInputError
-from convexnn.polytope import Polytope
+from convexnn.solutions.polytope import Polytope
 
 
 def simplex(m: int) -> Polytope:

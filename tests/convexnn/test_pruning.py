@@ -10,13 +10,13 @@ from scipy.optimize import linprog
 from torch import nn
 
 import convexnn
-from convexnn.elimination import fewest
 from convexnn.errors import InvalidInputError
 from convexnn.network import from_torch, to_torch
 from convexnn.neurons import Neurons
 from convexnn.problem import Problem
-from convexnn.pruning import added_up, prune, radial_residual
-from convexnn.shrinking import pruning_curve
+from convexnn.solutions.elimination import fewest
+from convexnn.solutions.pruning import added_up, prune, radial_residual
+from convexnn.solutions.shrinking import pruning_curve
 
 LOSSES = [("squared", 0), ("squared", 1), ("logistic", 0), ("hinge", 0), ("softmax", 0)]
 

@@ -21,7 +21,7 @@ from convexnn.losses import AbstractLoss, AbstractMarginLoss
 from convexnn.network import to_torch
 from convexnn.neurons import Neurons, unit_rows
 from convexnn.problem import Problem
-from convexnn.pruning import PrunedNetwork, fit_change, prune, read_network
+from convexnn.solutions.pruning import PrunedNetwork, fit_change, prune, read_network
 from convexnn.solvers.amplitudes import group_amplitudes, signed_amplitudes
 from convexnn.solvers.slide_scalar import slide_scalar
 from convexnn.solvers.slide_vector import slide_vector

@@ -20,12 +20,12 @@ from convexnn.errors import InvalidInputError, MissingDependencyError
 from convexnn.losses import AbstractLoss, AbstractMarginLoss
 from convexnn.network import to_torch
 from convexnn.neurons import Neurons
-from convexnn.null_level import null_level, program_null_level
 from convexnn.patterns import count_or_usual, sample_patterns
 from convexnn.problem import Problem
 from convexnn.programs import GatedProgram, ReLUProgram
-from convexnn.pruning import pruned_neurons
 from convexnn.result import Status, TrainingResult, relative_gap
+from convexnn.solutions.null_level import null_level, program_null_level
+from convexnn.solutions.pruning import pruned_neurons
 from convexnn.solvers.answer import ProgramLimits
 from convexnn.solvers.loop import Limits, solve
 from convexnn.solvers.sliding import SlidingFrankWolfe

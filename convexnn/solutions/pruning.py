@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from convexnn.data import positive, read_matrix
-from convexnn.elimination import fewest
 from convexnn.errors import InvalidInputError
 from convexnn.network import from_torch, layers_of, to_torch
 from convexnn.neurons import Neurons, unit_rows
 from convexnn.problem import Problem
+from convexnn.solutions.elimination import fewest
 from convexnn.training import Task, check_fits, read_task
 
 _ROUNDING = 1e-13  # of a rank, relative to the largest singular value

@@ -1,7 +1,7 @@
 """How an optimal network moves with weight decay, targets and sample weights, by implicit differentiation.
 
-At a stationary point on its kinks (:class:`convexnn.active_set.ActiveSet`) the gradient g(q; theta) is zero and the
-Hessian H is positive definite where contributions are independent. So dq = -H^-1 (dg/dtheta) dtheta as long as the
+At a stationary point on its kinks (:class:`convexnn.solutions.active_set.ActiveSet`) the gradient g(q; theta) is zero
+and the Hessian H is positive definite where contributions are independent. So dq = -H^-1 (dg/dtheta) dtheta as long as the
 active set stays: kinks keep multipliers inside their interval, other samples keep their sides.
 """
 
@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from convexnn.active_set import ActiveSet, stationary
 from convexnn.data import read_matrix
 from convexnn.errors import InvalidInputError, SolverError
 from convexnn.neurons import unit_rows
-from convexnn.pruning import pruned_neurons, read_network
+from convexnn.solutions.active_set import ActiveSet, stationary
+from convexnn.solutions.pruning import pruned_neurons, read_network
 from convexnn.training import Task
 
 _LOSSES = ("squared", "logistic", "softmax")

@@ -24,8 +24,8 @@ from convexnn.data import read_loss, read_matrix
 from convexnn.errors import InvalidInputError
 from convexnn.network import to_torch
 from convexnn.neurons import Neurons
-from convexnn.polytope import Polytope
 from convexnn.result import relative_gap
+from convexnn.solutions.polytope import Polytope
 from convexnn.training import Task, seed_of
 
 _FIT = 1e-8  # largest change of an output of any element, relative to the largest output

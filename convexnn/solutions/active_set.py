@@ -7,8 +7,8 @@ Variables are z_j = ||a_j|| w_j with fixed unit output weights c_j, and the outp
 A neuron on a kink of a sample (x_i'z_j = 0) stays on it, z_j = N_j q_j with an orthonormal basis N_j of what is
 orthogonal to its kinks; off the kinks J is smooth. Steps end at the first sample that changes its side, which becomes a
 kink; a kink is left where its multiplier says that J falls to one side. With independent contributions the Hessian is
-positive definite, which is the case of minimal networks (:mod:`convexnn.pruning`). With ``cones`` neurons keep to the
-cones of given activation patterns, as in the programs over these.
+positive definite, which is the case of minimal networks (:mod:`convexnn.solutions.pruning`). With ``cones``
+neurons keep to the cones of given activation patterns, as in the programs over these.
 """
 
 from dataclasses import dataclass, replace

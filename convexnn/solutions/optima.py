@@ -1,6 +1,6 @@
 """Finding optimal sets: an optimum to rounding, and every neuron whose correlation is that of an active one.
 
-The polyhedron itself is in :mod:`convexnn.optimal_sets`.
+The polyhedron itself is in :mod:`convexnn.solutions.optimal_sets`.
 """
 
 from typing import Any
@@ -10,21 +10,21 @@ from jaxtyping import Float, Int
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from convexnn.active_set import ActiveSet, polish, stationary
 from convexnn.ascent import ColumnPairs
 from convexnn.data import positive, read_matrix
 from convexnn.duality import dual_bound, judge
-from convexnn.elimination import fewest
 from convexnn.errors import InvalidInputError, SolverError
 from convexnn.network import from_torch
 from convexnn.neurons import Neurons, no_neurons, unit_rows
 from convexnn.operators import ConeMap
-from convexnn.optimal_sets import OptimalSet, contributions
 from convexnn.patterns import count_or_usual, enumerate_patterns, patterns_of, sample_patterns
 from convexnn.problem import Problem
 from convexnn.programs import ReLUProgram
 from convexnn.projection import ColumnProducts, price
-from convexnn.pruning import pruned_neurons
+from convexnn.solutions.active_set import ActiveSet, polish, stationary
+from convexnn.solutions.elimination import fewest
+from convexnn.solutions.optimal_sets import OptimalSet, contributions
+from convexnn.solutions.pruning import pruned_neurons
 from convexnn.solvers.answer import ProgramAnswer, ProgramLimits
 from convexnn.solvers.sliding import confirmation_effort
 from convexnn.solvers.working_set import solve_working_set
