@@ -1,8 +1,8 @@
 """How an optimal network moves with weight decay, targets and sample weights, by implicit differentiation.
 
 At a stationary point on its kinks (:class:`convexnn.solutions.active_set.ActiveSet`) the gradient g(q; theta) is zero
-and the Hessian H is positive definite where contributions are independent. So dq = -H^-1 (dg/dtheta) dtheta as long as the
-active set stays: kinks keep multipliers inside their interval, other samples keep their sides.
+and the Hessian H is positive definite where contributions are independent. So dq = -H^-1 (dg/dtheta) dtheta as
+long as the active set stays: kinks keep multipliers inside their interval, other samples keep their sides.
 """
 
 from dataclasses import dataclass, field
