@@ -39,6 +39,10 @@ _PUBLIC = {
     "ConvexReLUClassifierCV": "convexnn.crossvalidation",
     "ConvexReLURegressorCV": "convexnn.crossvalidation",
     "to_onnx": "convexnn.onnx",
+    "train_linear": "convexnn.deep.linear",
+    "LinearNetwork": "convexnn.deep.linear",
+    "depth_gaps": "convexnn.deep.linear",
+    "DepthGap": "convexnn.deep.linear",
 }
 
 __all__ = [
@@ -48,7 +52,9 @@ __all__ = [
     "ConvexReLUClassifierCV",
     "ConvexReLURegressor",
     "ConvexReLURegressorCV",
+    "DepthGap",
     "InfeasibleConstraintsError",
+    "LinearNetwork",
     "LoweredWorstCase",
     "OptimalNetwork",
     "OptimalSet",
@@ -65,6 +71,7 @@ __all__ = [
     "TraceEntry",
     "TrainingResult",
     "demographic_parity",
+    "depth_gaps",
     "equal_opportunity",
     "lower_worst_case",
     "monotone",
@@ -77,6 +84,7 @@ __all__ = [
     "sensitivity",
     "to_onnx",
     "train",
+    "train_linear",
 ]
 
 

@@ -22,10 +22,13 @@ def to_torch(neurons: Neurons, *, hidden_bias: bool, output_bias: bool) -> nn.Se
             A=neurons.A.new_zeros((1, neurons.n_outputs)),
         )
     W, b = (neurons.W[:, :-1], neurons.W[:, -1]) if hidden_bias else (neurons.W, None)
-    return nn.Sequential(_linear(W, b), nn.ReLU(), _linear(neurons.A.T, neurons.bias if output_bias else None))
+    return nn.Sequential(
+        linear_layer(W, b), nn.ReLU(), linear_layer(neurons.A.T, neurons.bias if output_bias else None)
+    )
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear_layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A layer with these weights (outputs, inputs), and a bias where there is one."""
     layer = nn.utils.skip_init(
         nn.Linear,
         weight.shape[1],
