@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from certify import bounds
+    from certify import bounds, training
     from certify.accuracy import AccuracyReport, certified_accuracy
     from certify.errors import (
         CertifyError,
@@ -98,6 +98,7 @@ __all__ = [
     "module_from_onnx",
     "read_instances",
     "read_vnnlib",
+    "training",
     "verify",
     "verify_many",
     "verify_vnnlib",
@@ -105,8 +106,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "bounds":
-        return import_module("certify.bounds")
+    if name in ("bounds", "training"):
+        return import_module(f"certify.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'certify' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -50,3 +50,7 @@ class ResultsFileError(InvalidInputError):
 
 class WorkerLostError(CertifyError, RuntimeError):
     """A worker process died, or its machine did."""
+
+
+class DivergedError(CertifyError, RuntimeError):
+    """Training reached a loss or gradient that is not finite."""

@@ -461,3 +461,15 @@ RULES: dict[str, Rule] = {
     **{f"adaptive_avg_pool{n}d": _adaptive(n, mean=True) for n in (1, 2, 3)},
     **{f"adaptive_max_pool{n}d": _adaptive(n, mean=False) for n in (1, 2, 3)},
 }
+
+
+def plain_name(func: Callable[..., Any]) -> tuple[str, bool]:
+    """The same for a function, a method, an operator and a property; and whether it writes in place."""
+    name = func.__name__
+    if name == "__get__":
+        return func.__self__.__name__, False  # type: ignore[attr-defined]
+    if name.startswith("__"):
+        plain = name.strip("_")
+        in_place = plain[0] == "i" and plain[1:] in RULES
+        return (plain[1:], True) if in_place else (plain, False)
+    return name.rstrip("_").lstrip("_"), name.endswith("_")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from certify.errors import CertifyError, InvalidInputError, UnsupportedOp
 from certify.ir.build import Builder, Value
-from certify.ir.torch_rules import CREATORS, MOVES, QUERIES, RULES, SAME, moved
+from certify.ir.torch_rules import CREATORS, MOVES, QUERIES, RULES, SAME, moved, plain_name
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Traced(Tensor):
 
 
 def _record(recorder: Recorder, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    name, in_place = _name_of(func)
+    name, in_place = plain_name(func)
     if name in QUERIES:
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
@@ -107,18 +107,6 @@ def _bound(rule: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: d
         raise UnsupportedOp(f"the function '{name}' is not supported with these arguments: {error}") from error
     bound.apply_defaults()
     return bound
-
-
-def _name_of(func: Callable[..., Any]) -> tuple[str, bool]:
-    """The plain name, the same for a function, a method, an operator and a property; and whether it writes in place."""
-    name = func.__name__
-    if name == "__get__":
-        return func.__self__.__name__, False  # type: ignore[attr-defined]
-    if name.startswith("__"):
-        plain = name.strip("_")
-        in_place = plain[0] == "i" and plain[1:] in RULES
-        return (plain[1:], True) if in_place else (plain, False)
-    return name.rstrip("_").lstrip("_"), name.endswith("_")
 
 
 def _flat(items: Any) -> Iterator[Any]:
