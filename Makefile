@@ -61,7 +61,10 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 examples: $(READY)
-	@set -e; for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in examples/*.py; do \
+	  quick=$$(grep -q '"--quick"' $$script && echo --quick || true); \
+	  echo "== $$script $$quick"; $(BIN)/python $$script $$quick; \
+	done
 
 bench: $(READY)
 	@set -e; for name in bounds training; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done

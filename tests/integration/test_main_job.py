@@ -45,6 +45,9 @@ def test_quick_demo_writes_its_report(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_run(script):
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=300)
+    quick = ["--quick"] if '"--quick"' in script.read_text() else []
+    done = subprocess.run(
+        [sys.executable, str(script), *quick], capture_output=True, text=True, check=True, timeout=300
+    )
     assert done.stdout
     assert not done.stderr
