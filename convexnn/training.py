@@ -138,7 +138,7 @@ def train(
     robust:
         A radius, or a :class:`convexnn.Robust`: minimise the worst case of the loss over a ball of perturbations
         around every sample (one output; squared, logistic, hinge). Convex over ``n_patterns`` sampled patterns:
-        ``"global"`` and ``"auto"`` are the interior point here, or for soft cones and large data ``"first-order"``;
+        ``"global"`` and ``"auto"`` are the interior point here, for soft cones and large data after ``"first-order"``;
         ``"reference"`` is cvxpy. ``refine=True`` (soft cones) adds the patterns that the network's neurons have at the
         samples until nothing improves; ``refine="mm"`` goes on from the network, and from ``warm_start``, by
         majorising what they certify: see :mod:`convexnn.robust.majorise`.

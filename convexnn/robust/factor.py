@@ -1,8 +1,8 @@
-"""Factorisations of the matrix that couples the blocks of a robust program, on (u, rho of blocks, rho of groups, bias).
+"""Factorisations of the matrix of hard cones, on (u, rho of blocks, rho of groups, bias).
 
-It is the sum of a small matrix E_j for each block and, of hard cones, a small one Q_g for each group of samples with
-the same slope. It is either formed and factorised, or, where groups are fewer than blocks, inverted by Woodbury with
-one matrix of the size of the groups' slopes.
+It is the sum of a small matrix E_j for each block and a small one Q_g for each group of samples with the same slope.
+It is either formed and factorised, or, where groups are fewer than blocks, inverted by Woodbury with one matrix of
+the size of the groups' slopes. Soft cones: :mod:`convexnn.robust.charged`.
 """
 
 from dataclasses import dataclass
@@ -12,36 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convexnn.robust.blocks import RobustBlocks
+from convexnn.robust.coupling import RIDGES, Coupling
 from convexnn.robust.reach import ReachForm
 from convexnn.solvers.cones import Scaling
 
-_RIDGES = (0.0, 1e-14, 1e-12, 1e-10, 1e-8)
 _FEWER = 0.8  # share of the blocks' size that the groups' may have for Woodbury to pay
 _ACCURATE_UP_TO = 1e9  # largest diagonal entry of its matrix; beyond, rounding leaves too little of the direction
-
-
-@dataclass(frozen=True)
-class Coupling:
-    """How the loss joins the blocks, after excesses and levels are gone.
-
-    ``margin``: the weight of each margin. ``form``: the weights of the margins of a sample on each other,
-    as ``form[0]`` on every margin and ``form[1]`` on the difference of the two, where there are two.
-    """
-
-    margin: Float[Tensor, "q n"]
-    single: Float[Tensor, "q n"]
-    difference: Float[Tensor, " n"]
-    total: Float[Tensor, " n"]
-    share: Float[Tensor, "B n"]  # theta: of a pair's force that comes from its margin; zero where cones are hard
-    pair: Float[Tensor, "B n"]  # weights of the pairs' slacks
-
-    def apply(self, H: Float[Tensor, "q n"]) -> Float[Tensor, "q n"]:
-        """Forces on the margins: the form, applied."""
-        out = self.single * H
-        if len(H) == 2:
-            across = self.difference * (H[0] - H[1])
-            out = out + torch.stack([across, -across])
-        return out
 
 
 @dataclass(frozen=True)
@@ -55,22 +31,20 @@ class Parts:
 
     @classmethod
     def of(cls, blocks: RobustBlocks, groups: Scaling, own: ReachForm, joint: ReachForm, coupling: Coupling) -> "Parts":
-        """Of soft cones, Q without the margins, which join all blocks."""
-        E, Q = _block_matrices(blocks, groups, own, coupling), joint.matrix()
-        if blocks.harmful is not None:
-            return cls(E, Q, torch.zeros_like(Q[:, 0]), 0.0)
-        Q, bias = _with_margins(blocks, Q, coupling)
+        """With the margins of each group in Q."""
+        E = block_matrices(blocks, groups, own, coupling)
+        Q, bias = _with_margins(blocks, joint.matrix(), coupling)
         return cls(E, Q, bias, float((coupling.single.sum(0) + 4 * coupling.difference).sum()))
 
 
-def factorised(blocks: RobustBlocks, parts: Parts, coupling: Coupling) -> "DenseFactor | GroupFactor":
+def factorised(blocks: RobustBlocks, parts: Parts) -> "DenseFactor | GroupFactor":
     """The cheaper of the two factorisations."""
     g, d = len(blocks.shared), blocks.X.shape[1]
-    if blocks.harmful is None and g * d < _FEWER * len(blocks) * (d + 1):
+    if g * d < _FEWER * len(blocks) * (d + 1):
         found = GroupFactor.of(blocks, parts)
         if found is not None:
             return found
-    return DenseFactor.of(blocks, parts, coupling)
+    return DenseFactor.of(blocks, parts)
 
 
 @dataclass(frozen=True)
@@ -80,11 +54,11 @@ class DenseFactor:
     factor: Float[Tensor, "N N"]
 
     @classmethod
-    def of(cls, blocks: RobustBlocks, parts: Parts, coupling: Coupling) -> "DenseFactor":
+    def of(cls, blocks: RobustBlocks, parts: Parts) -> "DenseFactor":
         """Build and factorise; a ridge is added where rounding has made the matrix indefinite."""
-        matrix = _matrix(blocks, parts, coupling)
+        matrix = _matrix(blocks, parts)
         diagonal = matrix.diagonal().clone()
-        for ridge in _RIDGES:
+        for ridge in RIDGES:
             matrix.diagonal().copy_((1 + ridge) * diagonal)
             factor, info = torch.linalg.cholesky_ex(matrix)
             if int(info) == 0:
@@ -179,12 +153,12 @@ class GroupFactor:
         return y - torch.cholesky_solve(pull[:, :, None], self.blocks)[:, :, 0]
 
 
-def _matrix(blocks: RobustBlocks, parts: Parts, coupling: Coupling) -> Float[Tensor, "N N"]:
+def _matrix(blocks: RobustBlocks, parts: Parts) -> Float[Tensor, "N N"]:
     B, d, g = len(blocks), blocks.X.shape[1], len(blocks.shared)
     N = B * d + B + g + int(blocks.program.problem.output_bias)
     M = blocks.X.new_zeros((N, N))
     _add_shared(blocks, M, parts.Q)
-    if B * d + B + g < N and blocks.harmful is None:
+    if B * d + B + g < N:
         M[-1, : B * d] = (blocks.shared.T @ parts.bias[:, :d]).reshape(-1)
         M[-1, B * d + B : -1] = parts.bias[:, d]
         M[-1, -1] = parts.corner
@@ -195,9 +169,6 @@ def _matrix(blocks: RobustBlocks, parts: Parts, coupling: Coupling) -> Float[Ten
     M[: B * d, B * d :] = M[B * d :, : B * d].T  # the first square is symmetric already
     tail = M[B * d :, B * d :]
     tail.copy_(torch.tril(tail) + torch.tril(tail, -1).T)
-    if blocks.harmful is not None:
-        A = _charged_rows(blocks, coupling, N)
-        M += A.T @ A
     return M
 
 
@@ -228,9 +199,7 @@ def _add_shared(blocks: RobustBlocks, M: Tensor, Q: Float[Tensor, "g e e"]) -> N
     M[start : start + g, start : start + g].diagonal().add_(Q[:, d, d])
 
 
-def _block_matrices(
-    blocks: RobustBlocks, groups: Scaling, own: ReachForm, coupling: Coupling
-) -> Float[Tensor, "B e e"]:
+def block_matrices(blocks: RobustBlocks, groups: Scaling, own: ReachForm, coupling: Coupling) -> Float[Tensor, "B e e"]:
     """Cones of the slacks, reach and norm of each block, on (u, rho)."""
     d, w = blocks.X.shape[1], coupling.pair
     E = own.matrix()
@@ -242,23 +211,3 @@ def _block_matrices(
     E[:, :d, :d] -= groups.pull[:, :, None] * groups.w1[:, :, None] * groups.w1[:, None, :]
     E.diagonal(dim1=1, dim2=2)[:, :d] += 1 / groups.eta**2
     return E
-
-
-def _charged_rows(blocks: RobustBlocks, coupling: Coupling, N: int) -> Float[Tensor, "rows N"]:
-    """Roots of the margins' form: one row for each margin, and one for the difference of two."""
-    B, d, g, n = len(blocks), blocks.X.shape[1], len(blocks.shared), len(blocks.X)
-    rows = []
-    for q, end in enumerate(blocks.ends):
-        A = blocks.X.new_zeros((n, N))
-        theta = coupling.share * blocks.charged[q][:, None]
-        factor = end * (blocks.signs[:, None] * blocks.mask) + theta * blocks.sides
-        A[:, : B * d] = (factor.T[:, :, None] * blocks.X[:, None, :]).reshape(n, B * d)
-        A[:, B * d : B * d + B] = -theta.T
-        A[torch.arange(n, device=A.device), B * d + B + blocks.group] = -1.0
-        if B * d + B + g < N:
-            A[:, -1] = end
-        rows.append(A)
-    scaled = [root[:, None] * A for root, A in zip(coupling.single.sqrt(), rows, strict=True)]
-    if len(rows) == 2:
-        scaled.append(coupling.difference.sqrt()[:, None] * (rows[0] - rows[1]))
-    return torch.cat(scaled)

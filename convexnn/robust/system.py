@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convexnn.robust.blocks import RobustBlocks, Rows, Variables
-from convexnn.robust.factor import Coupling, DenseFactor, GroupFactor, Parts, factorised
+from convexnn.robust.charged import ChargedFactor
+from convexnn.robust.coupling import Coupling
+from convexnn.robust.factor import DenseFactor, GroupFactor, Parts, block_matrices, factorised
 from convexnn.robust.reach import ReachForm
 from convexnn.solvers.cones import Scaling
 
@@ -36,7 +38,7 @@ class ReducedSystem:
     own: ReachForm
     joint: ReachForm
     coupling: Coupling
-    factor: DenseFactor | GroupFactor
+    factor: DenseFactor | GroupFactor | ChargedFactor
 
     @classmethod
     def of(cls, blocks: RobustBlocks, weights: Weights) -> "ReducedSystem":
@@ -45,8 +47,12 @@ class ReducedSystem:
         own = blocks.reach.form(weights.rows.own, own_cones)
         joint = blocks.reach.form(weights.rows.joint, joint_cones)
         coupling = _coupling(blocks, weights)
-        parts = Parts.of(blocks, groups, own, joint, coupling)
-        return cls(blocks, weights, own, joint, coupling, factorised(blocks, parts, coupling))
+        factor: DenseFactor | GroupFactor | ChargedFactor
+        if blocks.harmful is None:
+            factor = factorised(blocks, Parts.of(blocks, groups, own, joint, coupling))
+        else:
+            factor = ChargedFactor.of(blocks, block_matrices(blocks, groups, own, coupling), joint, coupling)
+        return cls(blocks, weights, own, joint, coupling, factor)
 
     def solve(self, right: Variables, *, refine: bool = True) -> Variables:
         """The solution of (curvature + A'W A) x = right."""

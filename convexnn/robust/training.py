@@ -20,6 +20,7 @@ from convexnn.robust.answer import RobustAnswer
 from convexnn.robust.ball import Ball, read_ball
 from convexnn.robust.certified import Known, certified_objective
 from convexnn.robust.first_order import solve_first_order
+from convexnn.robust.in_turn import solve_in_turn
 from convexnn.robust.majorise import majorise
 from convexnn.robust.program import AbstractRobustProgram, HardRobustProgram, SoftRobustProgram
 from convexnn.robust.reference import solve_reference
@@ -33,7 +34,6 @@ CONES = ("soft", "hard")
 METHODS = ("global", "auto", "interior-point", "first-order", "reference")
 MAJORISE = "mm"  # the refinement that majorises the certified loss
 
-_LARGE = 20_000  # entries of X from which on soft cones go to the first-order method
 _ACTIVE = 1e-4  # norm of a block, relative to the largest, from which on it is a neuron
 
 Report = Callable[[TraceEntry], None] | None
@@ -161,12 +161,13 @@ def _with_start(
 
 
 def _solve(program: AbstractRobustProgram, method: str, limits: ProgramLimits, report: Report) -> RobustAnswer:
-    """Soft cones of many samples by the first-order method, unless another one is asked for."""
+    """Soft cones start with the first-order method where they are large, unless one method is asked for."""
     if method == "reference":
         return solve_reference(program, limits)
-    large = program.soft and program.problem.X.numel() > _LARGE
-    if method == "first-order" or (large and method != "interior-point"):
+    if method == "first-order":
         return solve_first_order(program, limits, report=report)
+    if program.soft and method != "interior-point":
+        return solve_in_turn(program, limits, report=report)
     return solve_working_set(program, limits, report=report)
 
 

@@ -21,13 +21,14 @@ from convexnn.robust.pricing import MOST_STEPS, Cones, price
 from convexnn.robust.program import AbstractRobustProgram
 from convexnn.solvers.answer import ProgramLimits, Report
 
-_FIRST = 20
+FIRST = 20  # blocks
 _SMALL = 20_000  # entries (blocks, columns) times columns, up to which all blocks are in the first working set
 _FIRST_TOL = 1e-2
 _WITH = 1e-3  # by which the tolerance falls where there are violators, and where there are none
 _WITHOUT = 0.0
 _LAST = 12  # violators from which on the working set only grows
 _MOST_ROUNDS = 60
+_MOST_COLUMNS = 25_000  # of the blocks in the working set together: their matrix has five gigabytes
 _FEW_STEPS = 20  # of the pricing while the working set lacks many blocks: the worst violators show early
 
 
@@ -47,6 +48,12 @@ class _Run:
 
     def gap(self) -> float:
         return float("inf") if self.best is None else self.best.gap(self.program.problem.floor())
+
+
+def step_cost(program: AbstractRobustProgram, n_blocks: int) -> float:
+    """Multiplications of one step of the interior point with soft cones: a product of rows and a factorisation."""
+    n, N = len(program.problem.X), n_blocks * (program.problem.n_inputs + 1)
+    return n * N**2 + N**3 / 3
 
 
 def solve_working_set(
@@ -80,7 +87,8 @@ def _rounds(run: _Run, report: Report | None) -> Status:
         found = solve_blocks(run.program, run.working, options, run.given_up[run.working])
         run.n_steps += found.n_steps
         run.multipliers[run.working] = found.multipliers
-        violators = _price(run, found, tol)
+        room = max(FIRST, _MOST_COLUMNS // (run.program.problem.n_inputs + 1)) - len(found.kept)
+        violators = _price(run, found, tol)[: max(0, room)]
         _see(run, found, report)
         status = run.limits.status(run.gap(), time.perf_counter() - run.started, 0)
         if status is not None:
@@ -113,7 +121,7 @@ def _first_blocks(program: AbstractRobustProgram, start: ConvexPoint | None) -> 
     if start is not None:
         score = score + torch.where(start.U.reshape(S * P, d).norm(dim=1) > 0, torch.inf, 0.0)
     every = S * P * d * d <= _SMALL
-    count = S * P if every else min(S * P, max(_FIRST, int(torch.isinf(score).sum())))
+    count = S * P if every else min(S * P, max(FIRST, int(torch.isinf(score).sum())))
     return torch.sort(torch.argsort(score, descending=True)[:count]).values
 
 

@@ -11,7 +11,7 @@ from convexnn_references import ACCURATE
 from robust_cases import CASES, KINDS, SOLVED, random_dual, robust_program
 
 from convexnn.result import Status
-from convexnn.robust import working_set
+from convexnn.robust import charged, in_turn, working_set
 from convexnn.robust.ball import NORMS
 from convexnn.robust.blocks import RobustBlocks, Variables
 from convexnn.robust.duality import admitted, correlations, judge_robust
@@ -89,6 +89,69 @@ def test_reduced_system_is_the_full_one(kind, loss, norm, bias):
     torch.testing.assert_close(dense.flat(found), torch.linalg.solve(full, right), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize(("loss", "norm"), [("hinge", "linf"), ("squared", "l2")])
+@pytest.mark.usefixtures("unchecked")
+def test_factors_in_single_precision_reach_the_same_optimum(loss, norm, monkeypatch):
+    """Whatever the factor loses, conjugate gradients on the parts of the matrix give back."""
+    program = robust_program("soft", loss, norm, n=20, P=6)
+    exact = solve_working_set(program, ProgramLimits(1e-6)).judgement
+    monkeypatch.setattr(charged, "_SINGLE_FROM", 1)
+    rough = solve_working_set(program, ProgramLimits(1e-4))
+    assert rough.judgement.gap() <= 1e-4
+    assert exact.bound <= rough.judgement.objective <= exact.objective * (1 + 2e-4)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_parts_of_the_charged_matrix_are_its_factor(norm, monkeypatch):
+    """Products with the parts, the diagonal, and the factor in single precision agree."""
+    blocks = blocks_of("soft", "squared", norm, bias=True)
+    flat = 0.1 + normal(blocks.n_rows, seed=0).abs()
+    n_cones = 2 * len(blocks) + len(blocks.shared) if blocks.reach.conic else len(blocks)
+    scaling = Scaling.of(inside_cones(n_cones, 4, 3), inside_cones(n_cones, 4, 4))
+    weights = Weights(blocks.views(flat), scaling, torch.ones(len(blocks.X), dtype=torch.float64))
+    monkeypatch.setattr(charged, "_SINGLE_FROM", 1)
+    factor = ReducedSystem.of(blocks, weights).factor
+    assert not factor.exact
+    dense = torch.stack([factor.matrix.apply(e) for e in torch.eye(factor.matrix.rows.shape[1], dtype=torch.float64)])
+    torch.testing.assert_close(dense, dense.T)
+    torch.testing.assert_close(factor.matrix.diagonal(), dense.diagonal())
+    right = normal(len(dense), seed=1)
+    torch.testing.assert_close(factor.inverse(right), torch.linalg.solve(dense, right), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_both_methods_in_turn_are_no_worse_than_either(monkeypatch):
+    program = robust_program("soft", n=24, m=4, P=14, seed=3)
+    first = in_turn.solve_first_order(program, ProgramLimits(1e-6, max_seconds=1e-3))
+    plain = in_turn.solve_in_turn(program, ProgramLimits(1e-6))
+    assert plain.n_steps == solve_working_set(program, ProgramLimits(1e-6)).n_steps  # small: the interior point alone
+    monkeypatch.setattr(in_turn, "_LONG", 0.0)
+    monkeypatch.setattr(in_turn, "_MOST_SECONDS", 1e-3)
+    seen = []
+    both = in_turn.solve_in_turn(program, ProgramLimits(1e-6), report=seen.append)
+    assert both.judgement.gap() <= 1e-6
+    assert both.status is Status.CONVERGED
+    assert both.judgement.objective <= first.judgement.objective
+    assert len(both.trace) > len(first.trace)
+    assert [e.objective for e in both.trace] == sorted((e.objective for e in both.trace), reverse=True)
+    assert [e.bound for e in both.trace] == sorted(e.bound for e in both.trace)
+    assert [e.seconds for e in both.trace] == sorted(e.seconds for e in both.trace)
+    assert tuple(seen) == both.trace
+    short = in_turn.solve_in_turn(program, ProgramLimits(1e-9, max_seconds=1e-6))
+    assert short.status is Status.MAX_SECONDS
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_working_sets_have_no_more_blocks_than_there_is_room_for(monkeypatch):
+    program = robust_program("hard", n=24, m=4, P=14, seed=3)
+    for name, value in (("_SMALL", 0), ("FIRST", 2), ("_MOST_COLUMNS", 2 * (program.problem.n_inputs + 1))):
+        monkeypatch.setattr(working_set, name, value)
+    answer = solve_working_set(program, ProgramLimits(1e-9, max_seconds=20))
+    assert max(entry.n_neurons for entry in answer.trace) <= 2
+    assert answer.status is Status.STALLED
+    assert answer.judgement.bound <= answer.judgement.objective
+
+
 @every_case
 def test_some_of_the_blocks_are_the_rows_of_these_blocks(kind, loss, norm):
     blocks = blocks_of(kind, loss, norm, bias=True)
@@ -126,7 +189,7 @@ def test_small_working_sets_reach_the_same_optimum(kind, loss, norm, monkeypatch
     program = robust_program(kind, loss, norm, n=24, m=4, P=14, seed=3)
     every = solve_blocks(program, torch.arange(2 * len(program.patterns)), InteriorOptions(1e-8))
     monkeypatch.setattr(working_set, "_SMALL", 0)
-    monkeypatch.setattr(working_set, "_FIRST", 2)
+    monkeypatch.setattr(working_set, "FIRST", 2)
     answer = solve_working_set(program, ProgramLimits(1e-6))
     assert answer.judgement.gap() <= 1e-6
     assert len(answer.trace) > 1
@@ -173,7 +236,7 @@ def test_prices_bracket_the_projections_of_cvxpy(kind, norm):
 def test_limits_and_interrupts(monkeypatch):
     program = robust_program("hard", n=24, m=4, P=14, seed=3)
     monkeypatch.setattr(working_set, "_SMALL", 0)
-    monkeypatch.setattr(working_set, "_FIRST", 2)
+    monkeypatch.setattr(working_set, "FIRST", 2)
     late = solve_working_set(program, ProgramLimits(1e-9, max_seconds=1e-9))
     assert late.status is Status.MAX_SECONDS
     assert late.judgement.bound <= late.judgement.objective
