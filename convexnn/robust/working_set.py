@@ -16,7 +16,8 @@ from convexnn.programs import ConvexPoint
 from convexnn.result import Status, TraceEntry
 from convexnn.robust.answer import RobustAnswer, better
 from convexnn.robust.duality import RobustDual, RobustJudgement, admitted, correlations, judge_robust
-from convexnn.robust.interior import InteriorOptions, Solved, point_of, solve_blocks
+from convexnn.robust.interior import InteriorOptions, point_of, solve_blocks
+from convexnn.robust.iterates import Solved
 from convexnn.robust.pricing import MOST_STEPS, Cones, price
 from convexnn.robust.program import AbstractRobustProgram
 from convexnn.solvers.answer import ProgramLimits, Report
