@@ -20,7 +20,7 @@ from convexnn.data import read_matrix
 from convexnn.duality import judge
 from convexnn.network import from_torch
 from convexnn.solvers.sliding import CONFIRMATION
-from convexnn.training import read_task
+from convexnn.task import read_task
 
 EFFORT = replace(CONFIRMATION, n_starts=4 * CONFIRMATION.n_starts, patience=6, generations=30, n_elite=600)
 

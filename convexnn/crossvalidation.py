@@ -13,7 +13,7 @@ from convexnn.errors import InvalidInputError
 from convexnn.estimators import ConvexReLUClassifier, ConvexReLURegressor, _ConvexReLU
 from convexnn.rows import merge_rows
 from convexnn.solutions.paths import PathPoint, RegularisationPath, path
-from convexnn.training import seed_of
+from convexnn.task import seed_of
 
 _SCORES = ("loss", "accuracy")
 

@@ -18,8 +18,8 @@ from convexnn.proof.report import Request, check_provable, prove
 from convexnn.result import OptimalityGap, relative_gap
 from convexnn.solvers.loop import Limits, solve
 from convexnn.solvers.sliding import SlidingFrankWolfe, confirmation_effort
+from convexnn.task import Task, check_fits, limits_of, read_task, seed_of
 from convexnn.threads import threads_for
-from convexnn.training import Task, check_fits, limits_of, read_task, seed_of
 
 
 def optimality_gap(

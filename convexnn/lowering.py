@@ -18,8 +18,8 @@ from convexnn.robust.majorise import majorise
 from convexnn.robust.program import LOSSES
 from convexnn.robust.training import read_robust
 from convexnn.solvers.answer import ProgramLimits
+from convexnn.task import check_fits, limits_of, read_task
 from convexnn.threads import threads_for
-from convexnn.training import check_fits, limits_of, read_task
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from convexnn.errors import InvalidInputError, SolverError
 from convexnn.neurons import unit_rows
 from convexnn.solutions.active_set import ActiveSet, stationary
 from convexnn.solutions.pruning import pruned_neurons, read_network
-from convexnn.training import Task
+from convexnn.task import Task
 
 _LOSSES = ("squared", "logistic", "softmax")
 _SINGULAR = 1e-12

@@ -28,7 +28,8 @@ from convexnn.solutions.pruning import pruned_neurons
 from convexnn.solvers.answer import ProgramAnswer, ProgramLimits
 from convexnn.solvers.sliding import confirmation_effort
 from convexnn.solvers.working_set import solve_working_set
-from convexnn.training import Task, read_task, seed_of, train
+from convexnn.task import Task, read_task, seed_of
+from convexnn.training import train
 
 METHODS = ("interior-point", "exact", "global")
 _SMOOTH = ("squared", "logistic")

@@ -26,7 +26,7 @@ from convexnn.network import to_torch
 from convexnn.neurons import Neurons
 from convexnn.result import relative_gap
 from convexnn.solutions.polytope import Polytope
-from convexnn.training import Task, seed_of
+from convexnn.task import Task, seed_of
 
 _FIT = 1e-8  # largest change of an output of any element, relative to the largest output
 _ROUNDING = 1e-10  # weights, relative to the largest, that count as zero

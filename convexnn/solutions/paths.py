@@ -30,8 +30,8 @@ from convexnn.solvers.answer import ProgramLimits
 from convexnn.solvers.loop import Limits, solve
 from convexnn.solvers.sliding import SlidingFrankWolfe
 from convexnn.solvers.working_set import solve_working_set
+from convexnn.task import Task, limits_of, read_task, seed_of
 from convexnn.threads import threads_for
-from convexnn.training import Task, limits_of, read_task, seed_of
 
 METHODS = ("global", "interior-point", "gated")
 _SPAN = 1e-2

@@ -21,7 +21,7 @@ from convexnn.network import from_torch, layers_of, to_torch
 from convexnn.neurons import Neurons, unit_rows
 from convexnn.problem import Problem
 from convexnn.solutions.elimination import fewest
-from convexnn.training import Task, check_fits, read_task
+from convexnn.task import Task, check_fits, read_task
 
 _ROUNDING = 1e-13  # of a rank, relative to the largest singular value
 _ALIKE = 0.99  # cosine of output weights from which neurons with several outputs may be added up

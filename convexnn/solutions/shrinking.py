@@ -26,7 +26,7 @@ from convexnn.solvers.amplitudes import group_amplitudes, signed_amplitudes
 from convexnn.solvers.slide_scalar import slide_scalar
 from convexnn.solvers.slide_vector import slide_vector
 from convexnn.solvers.smoothing import Levels
-from convexnn.training import Task
+from convexnn.task import Task
 
 _N_SIZES = 16
 _RIDGE = 1e-10  # of the amplitudes' Hessian, relative to its mean curvature
