@@ -27,7 +27,8 @@ _SHORT = 0.1  # predictor steps below this are followed by one that only centres
 _NEARLY_FEASIBLE = 2.0  # dual norm, relative to the weight decay, from which on blocks may be given up
 _CLEARLY = 0.3
 _WORTH_SHRINKING = 0.8  # share of the blocks that is left, for which it pays to copy them
-_CORRECTIONS = 3
+_CORRECTIONS = (1, 3)  # of steps with few columns, which cost no more than their corrections, and with many
+_MANY = 1000  # columns
 _LONG = 0.9  # steps that need no correction
 _LONGER = 0.3  # by how much a correction tries to lengthen them
 _WORTH = 0.1  # share of that which makes it worth while
@@ -143,7 +144,7 @@ def _advanced(blocks: RobustBlocks, at: Iterate) -> Iterate:
     system = ReducedSystem.of(blocks, Weights(blocks.views(at.z / at.s), scaling, curvature))
     newton = _Newton(blocks, at, scaling, system, force)
     affine = newton.direction(torch.zeros_like(at.s), -jordan_product(scaling.lam, scaling.lam), refine=False)
-    primal, dual = _lengths(blocks, at, affine, 1.0)
+    primal, dual = (min(1.0, length) for length in _lengths(blocks, at, affine))
     mu = at.complementarity()
     left = _moved(at, affine, primal, dual).complementarity() / mu
     accurate = min(primal, dual) > _SHORT
@@ -152,20 +153,22 @@ def _advanced(blocks: RobustBlocks, at: Iterate) -> Iterate:
     cone = -jordan_product(scaling.lam, scaling.lam)
     cone = cone - second * jordan_product(scaling.apply_inverse(affine.dcones), scaling.apply(affine.dduals))
     cone[:, 0] += sigma * mu * at.barrier
-    move = _centred(newton, sigma * mu - second * affine.ds * affine.dz, cone, sigma * mu)
-    primal, dual = _lengths(blocks, at, move, _SHRINK)
-    return _moved(at, move, primal, dual)
+    move, lengths = _centred(newton, sigma * mu - second * affine.ds * affine.dz, cone, sigma * mu)
+    return _moved(at, move, *(min(1.0, _SHRINK * length) for length in lengths))
 
 
-def _centred(newton: "_Newton", target: Float[Tensor, " N"], cone: Float[Tensor, "c e"], mu: float) -> _Move:
-    """The direction, corrected while products far from ``mu`` keep its steps short (Gondzio 1996).
+def _centred(
+    newton: "_Newton", target: Float[Tensor, " N"], cone: Float[Tensor, "c e"], mu: float
+) -> tuple[_Move, tuple[float, float]]:
+    """The direction, corrected while products far from ``mu`` keep its steps short (Gondzio 1996), and its lengths.
 
-    A correction is one more solution with the same factor, which costs little where there are many blocks.
+    A correction is one more solution with the same factor, which costs little where there are many columns.
     """
     blocks, at = newton.blocks, newton.at
     move = newton.direction(target, cone, refine=True)
-    primal, dual = _lengths(blocks, at, move, 1.0)
-    for _ in range(_CORRECTIONS):
+    lengths = _lengths(blocks, at, move)
+    for _ in range(_CORRECTIONS[newton.at.x.u.numel() > _MANY]):
+        primal, dual = (min(1.0, length) for length in lengths)
         if min(primal, dual) > _LONG:
             break
         longer = min(1.0, primal + _LONGER), min(1.0, dual + _LONGER)
@@ -173,11 +176,11 @@ def _centred(newton: "_Newton", target: Float[Tensor, " N"], cone: Float[Tensor,
         wanted = product.clamp(_PRODUCTS[0] * mu, _PRODUCTS[1] * mu) - product
         target = target + wanted.clamp(min=-_PRODUCTS[1] * mu)
         trial = newton.direction(target, cone, refine=True)
-        further = _lengths(blocks, at, trial, 1.0)
-        if sum(further) < primal + dual + _WORTH * _LONGER:
+        further = _lengths(blocks, at, trial)
+        if sum(min(1.0, length) for length in further) < primal + dual + _WORTH * _LONGER:
             break
-        move, (primal, dual) = trial, further
-    return move
+        move, lengths = trial, further
+    return move, lengths
 
 
 @dataclass(frozen=True)
@@ -225,14 +228,14 @@ def _gradient(blocks: RobustBlocks, x: Variables) -> Variables:
     return replace(zero, t=torch.full_like(x.t, problem.weight_decay), level=level)
 
 
-def _lengths(blocks: RobustBlocks, at: Iterate, move: _Move, shrink: float) -> tuple[float, float]:
-    """How far primal and dual may go; equally far where the objective is curved."""
+def _lengths(blocks: RobustBlocks, at: Iterate, move: _Move) -> tuple[float, float]:
+    """How far primal and dual could go; equally far where the objective is curved."""
     conic = longest_steps(torch.cat([at.cones, at.duals]), torch.cat([move.dcones, move.dduals]))
     primal, dual = (float(part.min()) for part in conic.chunk(2))
     primal, dual = min(primal, longest_ratio(at.s, move.ds)), min(dual, longest_ratio(at.z, move.dz))
     if blocks.program.problem.loss.name != "hinge":
         primal = dual = min(primal, dual)
-    return min(1.0, shrink * primal), min(1.0, shrink * dual)
+    return primal, dual
 
 
 def _moved(at: Iterate, move: _Move, primal: float, dual: float) -> Iterate:

@@ -35,6 +35,7 @@ class ReducedSystem:
 
     blocks: RobustBlocks
     weights: Weights
+    groups: Scaling
     own: ReachForm
     joint: ReachForm
     coupling: Coupling
@@ -52,12 +53,12 @@ class ReducedSystem:
             factor = factorised(blocks, Parts.of(blocks, groups, own, joint, coupling))
         else:
             factor = ChargedFactor.of(blocks, block_matrices(blocks, groups, own, coupling), joint, coupling)
-        return cls(blocks, weights, own, joint, coupling, factor)
+        return cls(blocks, weights, groups, own, joint, coupling, factor)
 
     def solve(self, right: Variables, *, refine: bool = True) -> Variables:
         """The solution of (curvature + A'W A) x = right."""
-        blocks, reach, weights, coupling = self.blocks, self.blocks.reach, self.weights, self.coupling
-        groups, _, _ = _scalings(blocks, weights.cones)
+        blocks, reach, coupling = self.blocks, self.blocks.reach, self.coupling
+        groups = self.groups
         pull, own_v = reach.reduce(self.own, right.y)
         pull_joint, joint_v = reach.reduce(self.joint, right.w)
         own_right = blocks.dense(right.excess) if len(right.excess) else None
@@ -92,7 +93,7 @@ class ReducedSystem:
 
     def _recover(self, X: Tensor, right: Variables, excess: Tensor | None, H: Tensor) -> Variables:
         blocks, reach, coupling = self.blocks, self.blocks.reach, self.coupling
-        groups, _, _ = _scalings(blocks, self.weights.cones)
+        groups = self.groups
         u, rho, rho_joint, bias = _split(blocks, X)
         slack = blocks.sides * (u @ blocks.X.T) - rho[:, None]
         z = blocks.slopes(u)

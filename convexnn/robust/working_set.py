@@ -25,6 +25,7 @@ from convexnn.solvers.answer import ProgramLimits, Report
 FIRST = 20  # blocks
 _SMALL = 20_000  # entries (blocks, columns) times columns, up to which all blocks are in the first working set
 _FIRST_TOL = 1e-2
+_FINEST = 0.5  # of the tolerance, of the program restricted to the working set
 _WITH = 1e-3  # by which the tolerance falls where there are violators, and where there are none
 _WITHOUT = 0.0
 _LAST = 12  # violators from which on the working set only grows
@@ -80,7 +81,7 @@ def solve_working_set(
 
 
 def _rounds(run: _Run, report: Report | None) -> Status:
-    finest = 0.3 * run.limits.tol
+    finest = _FINEST * run.limits.tol
     tol = finest if len(run.working) == len(run.multipliers) else max(_FIRST_TOL, finest)
     while True:
         deadline = run.started + run.limits.max_seconds
@@ -88,9 +89,15 @@ def _rounds(run: _Run, report: Report | None) -> Status:
         found = solve_blocks(run.program, run.working, options, run.given_up[run.working])
         run.n_steps += found.n_steps
         run.multipliers[run.working] = found.multipliers
+        if len(run.working) == len(run.multipliers):  # the multipliers of blocks that were given up may do
+            _judge(run, found)
+            if run.gap() <= run.limits.tol:
+                _note(run, report)
+                return Status.CONVERGED
         room = max(FIRST, _MOST_COLUMNS // (run.program.problem.n_inputs + 1)) - len(found.kept)
         violators = _price(run, found, tol)[: max(0, room)]
-        _see(run, found, report)
+        _judge(run, found)
+        _note(run, report)
         status = run.limits.status(run.gap(), time.perf_counter() - run.started, 0)
         if status is not None:
             return status
@@ -132,7 +139,7 @@ def _price(run: _Run, found: Solved, tol: float) -> Int[Tensor, " k"]:
     C = correlations(program, found.dual).reshape(len(run.multipliers), -1)
     limit = program.problem.weight_decay
     target = limit * (1 + (0.1 * run.limits.tol if tol < 1e-4 else 0.3 * tol))
-    steps = MOST_STEPS if tol <= 0.3 * run.limits.tol else _FEW_STEPS
+    steps = MOST_STEPS if tol <= _FINEST * run.limits.tol else _FEW_STEPS
     outside = torch.ones_like(C[:, 0], dtype=torch.bool)
     outside[run.working[found.kept]] = False
     lower = torch.zeros_like(C[:, 0])
@@ -168,13 +175,17 @@ def _price_sign(
     return lower
 
 
-def _see(run: _Run, found: Solved, report: Report | None) -> None:
+def _judge(run: _Run, found: Solved) -> None:
     """Judge the point of this round on the whole program, and keep the better primal and dual."""
     program, (S, P, _) = run.program, run.program.shape
     multipliers = run.multipliers.reshape(S, P, -1)
     dual = RobustDual(found.dual.below, found.dual.above, found.dual.worst, multipliers)
-    judged = judge_robust(program, point_of(program, run.working, found), dual)
-    run.best = better(run.best, judged)
+    run.best = better(run.best, judge_robust(program, point_of(program, run.working, found), dual))
+
+
+def _note(run: _Run, report: Report | None) -> None:
+    """The best that is known after this round."""
+    assert run.best is not None
     elapsed = time.perf_counter() - run.started
     run.trace.append(TraceEntry(elapsed, run.best.objective, run.best.bound, len(run.working)))
     if report is not None:

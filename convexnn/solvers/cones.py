@@ -1,6 +1,7 @@
 """Second-order cones ||x_1|| <= x_0, one a row, and their Nesterov-Todd scaling (Nesterov & Todd 1997)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -37,17 +38,17 @@ class Scaling:
         """W^-1 a."""
         return _apply(self.w0, -self.w1, 1 / self.eta, a)
 
-    @property
+    @cached_property
     def head(self) -> Float[Tensor, "q 1"]:
         """The entry (0, 0) of W^-2."""
         return (2 * self.w0**2 - 1) / self.eta**2
 
-    @property
+    @cached_property
     def cross(self) -> Float[Tensor, "q g"]:
         """The rest of row 0 of W^-2."""
         return -2 * self.w0 * self.w1 / self.eta**2
 
-    @property
+    @cached_property
     def pull(self) -> Float[Tensor, "q 1"]:
         """beta in the Schur complement of W^-2 after its row 0, I / eta^2 - beta w1 w1'."""
         return 2 / (self.eta**2 * (2 * self.w0**2 - 1))
