@@ -16,6 +16,7 @@ from convexnn.solvers.quasi_newton import minimise
 # Wide first: the wide problems are well conditioned, and later ones start from their points and multipliers.
 WIDTHS = (1.0, 1.0, 1.0, 0.3, 0.3, 0.1, 0.1, 0.03)  # relative to the scale of the targets
 WIDTHS_NEAR = (0.1, 0.1, 0.03)  # from a start that is near the minimum
+WIDTHS_FINE = (0.03, 0.03, 0.01, 0.01)  # where wider ones end above the start
 _CALLS = 150  # of the smoothed function between two centres
 _MOST_ROUNDS = 40
 _IDLE = 2  # rounds in a row at the last width that gain less than the tolerance

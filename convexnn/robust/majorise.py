@@ -19,12 +19,14 @@ from convexnn.problem import Problem
 from convexnn.result import Status, TraceEntry
 from convexnn.robust.ball import Ball
 from convexnn.robust.certified import ENDS, Known, Signed, best_end, certified_objective
-from convexnn.robust.descent import WIDTHS_NEAR, descend
+from convexnn.robust.descent import WIDTHS, WIDTHS_FINE, WIDTHS_NEAR, descend
 from convexnn.robust.sloped import SlopedProgram, ends_of
 from convexnn.solvers.answer import ProgramLimits
 
 _INNER = 0.3  # share of the tolerance to which each majorant is minimised
 _COARSE = 1e-2  # but not further than this: the next majorant gains more
+# Each when a round with the one before gains too little: near the start, from afar, and closer to the kinks.
+_STAGES = (WIDTHS_NEAR, WIDTHS, WIDTHS_FINE)
 _TOLERANCES = (1e-3, 1e-5, 0.0)  # masses, relative to the largest, below which neurons are left out if nothing is lost
 
 Report = Callable[[TraceEntry], None] | None
@@ -64,7 +66,7 @@ def majorise(
     known: Known | None = None,
     report: Report = None,
 ) -> Majorised:
-    """Rounds until one gains less than ``limits.tol``, relative; the certified objective never rises.
+    """Rounds until none gains ``limits.tol``, relative, however smooth; the certified objective never rises.
 
     ``known`` are slopes that may certify the start better than those that are tried by themselves. An interrupt ends
     with what was accepted. ``limits.max_steps`` are rounds.
@@ -93,24 +95,29 @@ def touching(
 
 
 def _rounds(run: _Run, limits: ProgramLimits, began: float, report: Report) -> Status:
-    deadline, tol = began + limits.max_seconds, max(_INNER * limits.tol, _COARSE)
+    deadline, tol, stage = began + limits.max_seconds, max(_INNER * limits.tol, _COARSE), 0
     for _ in range(limits.max_steps):
-        found = descend(run.program, run.U, run.bias, tol=tol, deadline=deadline, widths=WIDTHS_NEAR)
+        found = descend(run.program, run.U, run.bias, tol=tol, deadline=deadline, widths=_STAGES[stage])
         before = run.history[-1]
-        if not found.objective < before:
-            return Status.STALLED
-        run.U, run.bias = found.U, found.bias
-        signed = Signed(run.U, run.program.signs, run.bias)
-        run.program = touching(run.program.problem, run.program.ball, signed, run.program.slopes)
-        run.history.append(run.program.objective(run.U, run.bias))
-        seconds = time.perf_counter() - began
-        if report is not None:
-            report(TraceEntry(seconds, run.history[-1], -float("inf"), len(run.U)))
-        if before - run.history[-1] < limits.tol * abs(before):
-            return Status.STALLED
-        if seconds > limits.max_seconds:
+        if found.objective < before:
+            _accept(run, found.U, found.bias)
+            if report is not None:
+                report(TraceEntry(time.perf_counter() - began, run.history[-1], -float("inf"), len(run.U)))
+        if time.perf_counter() > deadline:
             return Status.MAX_SECONDS
+        if before - run.history[-1] < limits.tol * abs(before):
+            stage += 1
+            if stage == len(_STAGES):
+                return Status.STALLED
     return Status.MAX_ROUNDS
+
+
+def _accept(run: _Run, U: Float[Tensor, "K d"], bias: Float[Tensor, " 1"]) -> None:
+    """Go on from weights that lower the majorant, with the one that touches there."""
+    run.U, run.bias = U, bias
+    signed = Signed(U, run.program.signs, bias)
+    run.program = touching(run.program.problem, run.program.ball, signed, run.program.slopes)
+    run.history.append(run.program.objective(U, bias))
 
 
 def _by_end(problem: Problem, known: Known | None) -> Float[Tensor, "q K n"] | None:
