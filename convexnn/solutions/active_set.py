@@ -278,14 +278,11 @@ def _step(at: ActiveSet) -> ActiveSet | None:
         return None
     T, dT = at.Z @ at.problem.X.T, dZ @ at.problem.X.T
     hits = torch.where(~at.kinks & (T * dT < 0), -T / dT, torch.inf)
-    first, shortest = float(hits.min()) if hits.numel() else float("inf"), float((at.Z.norm(dim=1)).min())
+    first, shortest = float(hits.min()) if hits.numel() else float("inf"), _shortest(at.Z)
     length = min(1.0, first)
     for _ in range(30):
         moved = replace(at, Z=at.Z + length * dZ, bias=at.bias + length * db)
-        if (
-            float(moved.Z.norm(dim=1).min()) > 1e-3 * shortest
-            and moved.objective <= at.objective + 1e-4 * length * slope
-        ):
+        if _shortest(moved.Z) >= 1e-3 * shortest and moved.objective <= at.objective + 1e-4 * length * slope:
             break
         length *= 0.5
     else:
@@ -300,6 +297,10 @@ def _step(at: ActiveSet) -> ActiveSet | None:
         kinks[j, i], D[j, i] = True, False
         moved = replace(moved, kinks=kinks, D=D).on_kinks()
     return moved
+
+
+def _shortest(Z: Float[Tensor, "k d"]) -> float:
+    return float(Z.norm(dim=1).min()) if len(Z) else float("inf")
 
 
 def _released(at: ActiveSet) -> ActiveSet | None:

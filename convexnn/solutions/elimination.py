@@ -51,6 +51,14 @@ def fewest(
     return Combination(weights, rank, float(np.abs(P @ weights - target).max()))
 
 
+def rank(P: Float[np.ndarray, "N k"], tolerance: float = 1e-8) -> int:
+    """Of the columns, scaled to norm one: singular values below ``tolerance`` times the largest count as zero."""
+    sizes = np.linalg.norm(P, axis=0)
+    live = sizes > np.finfo(float).eps * sizes.max(initial=0.0)
+    unit = P[:, live] / sizes[live]
+    return unit.shape[1] - _dependencies(unit, tolerance).shape[1] if live.any() else 0
+
+
 def _dependencies(unit: Float[np.ndarray, "N k"], tolerance: float) -> Float[np.ndarray, "k q"]:
     """An orthonormal basis of {b: unit b = 0}, up to the tolerance."""
     square = linalg.qr(unit, mode="r", check_finite=False)[0] if len(unit) > unit.shape[1] else unit

@@ -24,17 +24,21 @@ from convexnn.patterns import count_or_usual, sample_patterns
 from convexnn.problem import Problem
 from convexnn.programs import GatedProgram, ReLUProgram
 from convexnn.result import Status, TrainingResult, relative_gap
+from convexnn.solutions.elimination import rank
 from convexnn.solutions.null_level import null_level, program_null_level
+from convexnn.solutions.optimal_sets import contributions
 from convexnn.solutions.pruning import pruned_neurons
 from convexnn.solvers.answer import ProgramLimits
-from convexnn.solvers.loop import Limits, solve
-from convexnn.solvers.sliding import SlidingFrankWolfe
+from convexnn.solvers.loop import Limits, Pool, solve
+from convexnn.solvers.sliding import FOLLOWING, SlidingFrankWolfe, confirmation_effort
 from convexnn.solvers.working_set import solve_working_set
 from convexnn.task import Task, limits_of, read_task, seed_of
 from convexnn.threads import threads_for
 
 METHODS = ("global", "interior-point", "gated")
 _SPAN = 1e-2
+_NOT_ZERO = 1e-5  # norms of blocks, relative to the largest
+_SAME_NEURON = 1 - 1e-6  # cosine of blocks that hold one neuron
 _CPU = torch.device("cpu")
 
 
@@ -53,6 +57,7 @@ class PathPoint:
     loss: float  # mean loss on the data
     penalty: float  # sum of ||w_j|| ||a_j||; of programs, the sum of the norms of their blocks
     n_neurons: int
+    dimension: int  # in which weights of its own neurons (blocks) can move, see :func:`path`: 0 where they are unique
     fit_change: float  # root mean square change of the outputs from the point before; nan at the first
     fit_limit: float  # no more than this at exact optima, where the loss is squared; nan for others
     test_loss: float  # nan without test data
@@ -80,10 +85,10 @@ class RegularisationPath:
         return min(self.points, key=lambda point: point.test_loss)
 
     def __str__(self) -> str:
-        lines = ["weight decay    objective      gap  neurons         loss    penalty   test loss   seconds"]
+        lines = ["weight decay    objective      gap  neurons dimension         loss    penalty   test loss   seconds"]
         lines += [
-            f"{p.weight_decay:12.4g} {p.objective:12.8f} {p.gap:8.1e} {p.n_neurons:8d} {p.loss:12.8f} "
-            f"{p.penalty:10.4f} {p.test_loss:11.6f} {p.seconds:9.2f}"
+            f"{p.weight_decay:12.4g} {p.objective:12.8f} {p.gap:8.1e} {p.n_neurons:8d} {p.dimension:9d} "
+            f"{p.loss:12.8f} {p.penalty:10.4f} {p.test_loss:11.6f} {p.seconds:9.2f}"
             for p in self.points
         ]
         return "\n".join(lines)
@@ -137,6 +142,7 @@ class _Found:
     status: Status
     objective: float = float("nan")  # of a program
     penalty: float = float("nan")
+    dimension: int = 0
 
 
 def path(
@@ -158,6 +164,11 @@ def path(
     random_state: Any = None,
 ) -> RegularisationPath:
     """Networks for many weight decays, from large to small, with a gap at each.
+
+    ``dimension`` of a point is what the directions that it uses leave open: the neurons of the network, or the non-zero
+    blocks of the program. It is their number less the rank of what they contribute on the data (an output bias taken
+    off). At 0 the optimum over these directions, with any weights >= 0, is a single point. Of directions that are
+    not in use it says nothing: that needs the optimum to rounding, see :func:`convexnn.optimal_set` with ``network=``.
 
     Args:
         X: features ``(n, d)``.
@@ -228,12 +239,18 @@ class _Global:
     limits: Limits
     seed: int
     last: Neurons | None = None
+    pool: Pool | None = None
 
     def __call__(self, weight_decay: float) -> _Found:
         problem = replace(self.problem, weight_decay=weight_decay)
-        answer = solve(problem, SlidingFrankWolfe(), start=self.last, limits=self.limits, seed=self.seed)
-        self.last = answer.neurons
-        return _Found(answer.neurons, answer.bound, answer.status)
+        settings: dict[str, Any] = {"limits": self.limits, "seed": self.seed}
+        usual = confirmation_effort(problem)
+        follows = self.pool is not None and FOLLOWING.n_starts < usual.n_starts
+        solver = SlidingFrankWolfe(confirmation=FOLLOWING if follows else usual)
+        answer = solve(problem, solver, start=self.last, pool=self.pool, **settings)
+        self.last, self.pool = answer.neurons, answer.pool
+        free = _freedom(problem, contributions(answer.neurons, problem.X))
+        return _Found(answer.neurons, answer.bound, answer.status, dimension=free)
 
 
 @dataclass
@@ -250,10 +267,29 @@ class _Program:
         answer = solve_working_set(program, limits, start=self.last)
         self.last = answer.judgement.point
         neurons = program.network(answer.judgement.point)
-        if program.cone is not None:
+        parts = _block_outputs(program, self.last.U)
+        if program.cone is not None:  # a neuron on the boundary of cones can be in several blocks
+            distinct = neurons.pruned(_NOT_ZERO).merged(_SAME_NEURON)
+            parts = contributions(distinct, program.problem.X)
             neurons = pruned_neurons(program.problem, neurons.pruned(1e-6), 1e-8)[1]
         norms = float(program.penalty.value(self.last.U))
-        return _Found(neurons, answer.judgement.dual.bound, answer.status, answer.judgement.objective, norms)
+        free = _freedom(program.problem, parts)
+        return _Found(neurons, answer.judgement.dual.bound, answer.status, answer.judgement.objective, norms, free)
+
+
+def _block_outputs(program: ReLUProgram | GatedProgram, U: Float[Tensor, "S K P d"]) -> Float[Tensor, "n K m"]:
+    """D_p X u e_k' of every block that is not zero."""
+    norms = U.norm(dim=-1)
+    S, K, P = torch.nonzero(norms > _NOT_ZERO * norms.max(), as_tuple=True)
+    out = U.new_zeros((len(program.problem.X), U.shape[1], len(S)))
+    out[:, K, torch.arange(len(S))] = (program.gated.mask[P] * (U[S, K, P] @ program.problem.X.T)).T
+    return out
+
+
+def _freedom(problem: Problem, P: Float[Tensor, "n K m"]) -> int:
+    """Dimension of the weights x >= 0 with the outputs of x = 1 (all of which have its penalty at an optimum)."""
+    P = P - P.mean(0) if problem.output_bias else P
+    return P.shape[2] - rank(P.flatten(0, 1).numpy())
 
 
 def _points(
@@ -295,6 +331,7 @@ def _point(task: Task, found: _Found, decay: float, held: tuple[Tensor, Abstract
         loss=float(full.loss.value(lifted(full.X))),
         penalty=float(lifted.half_squared_norm()) if own else found.penalty,
         n_neurons=len(lifted),
+        dimension=found.dimension,
         fit_change=nan,
         fit_limit=nan,
         test_loss=nan if held is None else held_loss(module, *held),

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.linalg import null_space
+from scipy.linalg import null_space, qr
 from scipy.optimize import linprog, nnls
 
 from convexnn.errors import InvalidInputError, SolverError
@@ -48,7 +48,7 @@ class Polytope:
         scale = 1.0 / np.where(sizes[used] > 0, sizes[used], 1.0)
         B = np.zeros((len(self.x0), 0))
         if len(used):
-            inner = null_space(self.A[:, used] * scale, rcond=self.tolerance)
+            inner = null_space(_square(self.A[:, used] * scale), rcond=self.tolerance)
             B = np.zeros((len(self.x0), inner.shape[1]))
             B[used] = np.linalg.qr(scale[:, None] * inner)[0] if inner.shape[1] else inner
         return B
@@ -162,6 +162,11 @@ class Polytope:
         np.put_along_axis(x, sets, 0.0, axis=1)
         inside = x.min(1) >= -1e-9 * max(self.x0.max(initial=0.0), 1e-300)
         return np.maximum(x[inside], 0.0)
+
+
+def _square(A: np.ndarray) -> np.ndarray:
+    """A matrix with the same null space and no more rows than columns: a null space of N rows takes N x N numbers."""
+    return qr(A, mode="r", check_finite=False)[0][: A.shape[1]] if len(A) > A.shape[1] else A
 
 
 def _distinct(points: np.ndarray) -> np.ndarray:

@@ -9,11 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convexnn.ascent import ColumnPairs, evaluate
-from convexnn.duality import DualPoint, Judgement, dual_point, judge, largest_maximum
+from convexnn.duality import DualPoint, Judgement, dual_bound, dual_point, judge, largest_maximum
 from convexnn.neurons import Neurons
 from convexnn.problem import Problem
 from convexnn.result import Status, TraceEntry, relative_gap
 from convexnn.solvers.sliding import SlidingFrankWolfe, SlidingState
+
+_TRACKED = 6  # rounds near known directions before a search
+_ROOM = 0.5  # share of the gap at which these end: a search will find a little more
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class Answer:
     trace: tuple[TraceEntry, ...]
     n_rounds: int
     V: Float[Tensor, "n K"] | None = None  # the dual point of a bound over all networks, where it is one
+    pool: "Pool | None" = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Directions of large correlation that a search found, best first, for problems nearby."""
+
+    U: Float[Tensor, "m d"]
+    complete: bool  # the search found nothing that was not near the directions known before it
 
 
 @dataclass
@@ -48,6 +60,7 @@ class _Run:
     neurons: Neurons
     objective: float
     dual: DualPoint | None = None
+    pool: Pool | None = None
     trace: list[TraceEntry] = field(default_factory=list)
     rounds_without_gain: int = 0
 
@@ -98,22 +111,24 @@ def solve(
     seed: int,
     dtype: torch.dtype = torch.float64,
     report: Callable[[TraceEntry], None] | None = None,
+    pool: Pool | None = None,
 ) -> Answer:
     """Run rounds until the gap is confirmed or a limit is reached.
 
-    The solver works in ``dtype``; objective and bound are computed from its points in float64.
+    The solver works in ``dtype``; objective and bound are computed from its points in float64. ``pool`` is that of an
+    answer to a problem nearby: the first rounds look near its directions only, and give no bound.
     """
     started = time.perf_counter()
     working = problem.to(dtype)
-    state = solver.init(working, None if start is None else start.to(dtype))
+    state = solver.init(working, None if start is None else start.to(dtype), None if pool is None else pool.U.to(dtype))
     neurons = state.neurons.to(torch.float64)
-    run = _Run(problem, limits, started, neurons, problem.objective(neurons))
+    run = _Run(problem, limits, started, neurons, problem.objective(neurons), pool=pool)
     try:
         status = _rounds(run, working, solver, state, seed, report)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     V = None if run.dual is None else run.dual.V
-    return Answer(run.neurons, run.objective, run.bound, status, tuple(run.trace), len(run.trace), V)
+    return Answer(run.neurons, run.objective, run.bound, status, tuple(run.trace), len(run.trace), V, run.pool)
 
 
 def _rounds(
@@ -127,8 +142,11 @@ def _rounds(
     generator, fresh = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1_000_003)
     pairs = ColumnPairs.fit(working.X)
     deadline = run.started + run.limits.max_seconds
+    state, ready = _tracked(run, working, solver, state, pairs, generator)
+    ready, n_searched = ready and run.pool is not None and run.pool.complete, 0
     while True:
-        state = solver.price(working, state, pairs, generator)
+        state = state if ready else solver.price(working, state, pairs, generator)
+        ready = False
         V = run.problem.admit(state.V.double())
         known = evaluate(run.problem.X, V, state.candidates.U.double())
         gained = run.see_dual(dual_point(run.problem, V, known.best()))
@@ -137,6 +155,7 @@ def _rounds(
             run.dual = judgement.dual
             U = torch.cat([known.U, judgement.candidates.U])
             state = replace(state, candidates=evaluate(working.X, state.V, U.to(working.X.dtype)))
+        run.pool, n_searched = Pool(state.candidates.U, n_searched == 0), n_searched + 1
         entry = run.note(len(state.neurons))
         if report is not None:
             report(entry)
@@ -153,6 +172,33 @@ def _rounds(
             return Status.NON_FINITE
         gained |= run.see_network(state.neurons.to(torch.float64))
         run.rounds_without_gain = 0 if gained else run.rounds_without_gain + 1
+
+
+def _tracked(
+    run: _Run,
+    working: Problem,
+    solver: SlidingFrankWolfe,
+    state: SlidingState,
+    pairs: ColumnPairs | None,
+    generator: torch.Generator,
+) -> tuple[SlidingState, bool]:
+    """Rounds near directions that were known before, and whether these leave no gap: then it is time for a search."""
+    deadline, seen = run.started + run.limits.max_seconds, state
+    for _ in range(_TRACKED if len(state.candidates) else 0):
+        state = solver.track(working, state, pairs, generator)
+        V = run.problem.admit(state.V.double())
+        best = evaluate(run.problem.X, V, state.candidates.U.double()).best()
+        gap = relative_gap(run.objective, dual_bound(run.problem, V, best), run.problem.floor())
+        if gap <= _ROOM * run.limits.tol:
+            return state, True
+        if time.perf_counter() > deadline:
+            break
+        state = solver.improve(working, replace(state, gap=gap, objective=run.objective), pairs, deadline)
+        if not bool(torch.isfinite(state.V).all()):
+            return seen, False
+        run.see_network(state.neurons.to(torch.float64))
+        run.note(len(state.neurons))
+    return state, False
 
 
 def _confirm(

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from convexnn.ascent import Candidates, ColumnPairs, distinct
+from convexnn.ascent import Candidates, ColumnPairs, distinct, evaluate
 from convexnn.duality import judge
 from convexnn.neurons import Neurons, no_neurons, unit_rows
-from convexnn.pricing import Effort
+from convexnn.pricing import Effort, search
 from convexnn.problem import Problem
 from convexnn.solvers.amplitudes import group_amplitudes, signed_amplitudes
 from convexnn.solvers.slide_scalar import slide_scalar
@@ -22,9 +22,11 @@ from convexnn.solvers.smoothing import Levels
 
 EARLY = Effort(n_starts=192, generations=0, levels=(3e-2, 3e-3, 1e-3, 1e-4))
 ROUND = Effort()
+TRACKING = Effort(generations=0, levels=(1e-3, 1e-4, 1e-5), survivors=1.0, polish=(1e-5, 1e-7))
 _LARGE = 2_000_000  # entries of X above which a confirmation makes fewer, still fresh, starts
 LARGE_CONFIRMATION = Effort(n_starts=384, hops=96, flips=192, generations=6, patience=2, n_elite=300)
 CONFIRMATION = Effort(n_starts=1536, hops=192, flips=256, generations=16, patience=3, n_elite=300)
+FOLLOWING = replace(CONFIRMATION, n_starts=512, patience=2)  # where the maxima of a problem nearby are known
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,16 @@ class SlidingFrankWolfe:
     n_added: int = 60
     n_added_groups: int = 15  # several outputs: the convex step leaves more of them in, and slides are dearer
     n_pool: int = 60
+    n_tracked: int = 60
     end_level: float = 1e-8  # finest relative smoothing of a slide
     accuracy: float = 0.3  # smoothing error that a slide may leave, as a share of the gap
 
-    def init(self, problem: Problem, start: Neurons | None) -> SlidingState:
-        """The best constant network, or the balanced start."""
+    def init(self, problem: Problem, start: Neurons | None, pool: Float[Tensor, "m d"] | None = None) -> SlidingState:
+        """The best constant network, or the balanced start; with candidates, where directions are known."""
         neurons = start.balanced() if start is not None else no_neurons(problem.n_inputs, problem.constant())
         V = problem.dual_point(neurons(problem.X))
-        nothing = Candidates(V.new_zeros((0, problem.n_inputs)), V.new_zeros((0, V.shape[1])), V.new_zeros(0))
-        return SlidingState(neurons, V, nothing, 1.0, len(neurons) == 0)
+        known = V.new_zeros((0, problem.n_inputs)) if pool is None else pool
+        return SlidingState(neurons, V, evaluate(problem.X, V, known), 1.0, len(neurons) == 0)
 
     def price(
         self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None, generator: torch.Generator
@@ -79,6 +82,23 @@ class SlidingFrankWolfe:
             pairs=pairs,
         )
         return replace(state, candidates=judgement.candidates)
+
+    def track(
+        self, problem: Problem, state: SlidingState, pairs: ColumnPairs | None, generator: torch.Generator
+    ) -> SlidingState:
+        """The maxima near the network's neurons and known directions, and nowhere else."""
+        known = torch.cat([unit_rows(state.neurons.W), distinct(state.candidates, self.n_tracked).U])
+        candidates = search(
+            problem.X,
+            state.V,
+            known,
+            effort=TRACKING,
+            scale=problem.typical_activation(),
+            generator=generator,
+            known=known,
+            pairs=pairs,
+        )
+        return replace(state, candidates=candidates)
 
     def confirming(self, problem: Problem) -> Effort:
         """How hard the judge searches before a gap counts as confirmed."""

@@ -10,14 +10,18 @@ from convexnn_cases import normal, targets_of
 import convexnn
 from convexnn.data import read_loss
 from convexnn.errors import InvalidInputError
+from convexnn.neurons import no_neurons, unit_rows
 from convexnn.patterns import enumerate_patterns, sample_patterns
 from convexnn.problem import Problem
 from convexnn.programs import GatedProgram, ReLUProgram
 from convexnn.result import Status
 from convexnn.solutions.null_level import null_level, program_null_level
+from convexnn.solutions.optima import optimal_set
 from convexnn.solutions.paths import RegularisationPath, path
 from convexnn.solvers.answer import ProgramLimits
+from convexnn.solvers.loop import Limits, Pool, solve
 from convexnn.solvers.reference import solve_reference
+from convexnn.solvers.sliding import SlidingFrankWolfe
 from convexnn.solvers.working_set import solve_working_set
 
 KINDS = [
@@ -53,6 +57,7 @@ def test_laws_along_a_path(loss, method):
     values = [p.objective if method == "global" else p.program_objective for p in found.points]
     for point in found.points:
         assert point.gap <= 1e-5
+        assert point.dimension == 0
     for (i, old), (j, new) in zip(list(enumerate(found.points))[:-1], list(enumerate(found.points))[1:], strict=True):
         step, noise = decays[i] - decays[j], 3e-5 * values[i]
         assert values[j] <= values[i] + noise
@@ -124,6 +129,36 @@ def test_program_points_are_what_clarabel_gives(method):
         answer = solve_reference(kind(problem, patterns), ProgramLimits(1e-8))
         assert point.program_objective == pytest.approx(answer.judgement.objective, rel=3e-5)
         assert point.bound <= answer.judgement.objective * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("method", ["interior-point", "global"])
+def test_dimension_is_that_of_the_optimal_set(method):
+    """Opposite points with equal targets: pairs u and -u, whose odd parts are free. One on a kink is in two blocks."""
+    angles = np.arange(12) * np.pi / 6
+    X, y = np.stack([np.cos(angles), np.sin(angles)], 1), np.tile(np.random.default_rng(0).standard_normal(6), 2)
+    settings = {"hidden_bias": False, "output_bias": False, "method": method, "random_state": 0}
+    if method == "interior-point":
+        settings |= {"n_patterns": 12}
+    found = path(X, y, weight_decays=[0.05, 0.01], tol=1e-7, **settings)
+    dimensions = [optimal_set(X, y, weight_decay=decay, **settings).dimension for decay in (0.05, 0.01)]
+    assert [point.dimension for point in found.points] == dimensions == [0, 2]
+
+
+@pytest.mark.parametrize("known", ["directions of elsewhere", "none", "its own neurons"])
+def test_a_bound_does_not_rest_on_a_pool(known):
+    """Directions that are said to be all there are, and are not: objective and bound are what they are without."""
+    X, y = normal(40, 3, seed=5), normal(40, seed=6)
+    problem = Problem(X, read_loss("squared", y, 40), 0.02, True)
+    solver, limits = SlidingFrankWolfe(), Limits(1e-6)
+    alone = solve(problem, solver, start=None, limits=limits, seed=0)
+    start = no_neurons(3, problem.constant()) if known != "its own neurons" else alone.neurons
+    U = {"directions of elsewhere": normal(50, 3, seed=9), "none": X[:0], "its own neurons": alone.neurons.W}[known]
+    found = solve(problem, solver, start=start, limits=limits, seed=1, pool=Pool(U, complete=True))
+    assert found.status is Status.CONVERGED
+    assert found.objective == pytest.approx(alone.objective, rel=2e-6)
+    assert found.bound <= alone.objective * (1 + 1e-12)
+    assert alone.bound <= found.objective * (1 + 1e-12)
+    assert float((torch.relu(X @ unit_rows(found.pool.U).T).T @ found.V).abs().max()) <= 0.02 * (1 + 1e-9)
 
 
 def test_given_weight_decays_and_held_out_samples():
