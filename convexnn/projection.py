@@ -4,6 +4,7 @@ With c = sign * X'D_p v, the largest c'u over the unit ball of the cone {G u >= 
 projection of c. Any multipliers a >= 0 give an upper bound ||c + G'a||, any u in the cone a lower one.
 """
 
+import abc
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,67 @@ class ColumnProducts:
         return H
 
 
+class AbstractCones(abc.ABC):
+    """Polyhedral cones {G_b u >= 0}, one for each block."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of cones."""
+
+    @abc.abstractmethod
+    def forward(self, U: Float[Tensor, "B e"]) -> Float[Tensor, "B m"]:
+        """G_b u_b."""
+
+    @abc.abstractmethod
+    def adjoint(self, L: Float[Tensor, "B m"]) -> Float[Tensor, "B e"]:
+        """G_b'l_b."""
+
+    @abc.abstractmethod
+    def gram(self, w: Float[Tensor, "B m"]) -> Float[Tensor, "B e e"]:
+        """G_b'diag(w_b)G_b."""
+
+    @abc.abstractmethod
+    def take(self, index: Bool[Tensor, " B"] | Int[Tensor, " k"]) -> "AbstractCones":
+        """Some of the cones."""
+
+    @property
+    @abc.abstractmethod
+    def row_sizes(self) -> Float[Tensor, " m"]:
+        """About how large the entries of each row of G_b are."""
+
+
+@dataclass(frozen=True)
+class PatternCones(AbstractCones):
+    """The cones of activation patterns, with the products of the rows that they share."""
+
+    cone: ConeMap
+    products: ColumnProducts
+
+    def __len__(self) -> int:
+        return len(self.cone.signs)
+
+    def forward(self, U: Float[Tensor, "B d"]) -> Float[Tensor, "B m"]:
+        """Slacks."""
+        return self.cone.forward(U)
+
+    def adjoint(self, L: Float[Tensor, "B m"]) -> Float[Tensor, "B d"]:
+        """X'(2D - I) l."""
+        return self.cone.adjoint(L)
+
+    def gram(self, w: Float[Tensor, "B m"]) -> Float[Tensor, "B d d"]:
+        """X'diag(w)X: the signs cancel."""
+        return self.products.gram(w, self.cone.X.shape[1])
+
+    def take(self, index: Bool[Tensor, " B"] | Int[Tensor, " k"]) -> "PatternCones":
+        """Some of the cones."""
+        return PatternCones(ConeMap(self.cone.X, self.cone.signs[index]), self.products)
+
+    @property
+    def row_sizes(self) -> Float[Tensor, " m"]:
+        """Mean absolute entries."""
+        return self.cone.X.abs().mean(1)
+
+
 @dataclass(frozen=True)
 class Prices:
     """For each block: bounds of the largest c'u over the unit ball of its cone, and multipliers of the upper one."""
@@ -60,22 +122,22 @@ class _Iterate:
         return _Iterate(self.u[keep], self.s[keep], self.l[keep])
 
 
-def _start(cone: ConeMap, C: Tensor, centre: Tensor) -> _Iterate:
+def _start(cone: AbstractCones, C: Tensor, centre: Tensor) -> _Iterate:
     u = centre * (C * centre).sum(-1, keepdim=True).clamp(min=0.1)
     h = cone.forward(u)
     s = torch.maximum(h, 0.3 * h.abs().mean(-1, keepdim=True) + torch.finfo(h.dtype).tiny)
     # Multipliers that balance: l s is constant, and their pull is that of a tenth of c.
-    pull = (1.0 / s) @ cone.X.abs().mean(1)
+    pull = (1.0 / s) @ cone.row_sizes
     scale = 0.1 * C.norm(dim=-1) / pull.clamp(min=1e-300)
     return _Iterate(u, s, (scale[:, None] / s).clamp(min=1e-12))
 
 
-def _step(cone: ConeMap, products: ColumnProducts, C: Tensor, h: Tensor | float, at: _Iterate) -> _Iterate:
+def _step(cone: AbstractCones, C: Tensor, h: Tensor | float, at: _Iterate) -> _Iterate:
     """One Mehrotra step."""
     r_dual = at.u - C - cone.adjoint(at.l)
     r_primal = cone.forward(at.u) - h - at.s
     w = at.l / at.s
-    H = products.gram(w, C.shape[-1])
+    H = cone.gram(w)
     H.diagonal(dim1=1, dim2=2).add_(1.0)
     factor, _ = torch.linalg.cholesky_ex(H)
 
@@ -119,8 +181,7 @@ def project(
     lower = None if h is None else h.reshape(-1, h.shape[-1])
     out = [
         _project_chunk(
-            ConeMap(cone.X, signs[part]),
-            products,
+            PatternCones(ConeMap(cone.X, signs[part]), products),
             flat[part],
             middle[part],
             None if lower is None else lower[part],
@@ -131,9 +192,7 @@ def project(
     return torch.cat(out).reshape(C.shape)
 
 
-def _project_chunk(
-    cone: ConeMap, products: ColumnProducts, C: Tensor, centre: Tensor, h: Tensor | None, accuracy: float
-) -> Tensor:
+def _project_chunk(cone: AbstractCones, C: Tensor, centre: Tensor, h: Tensor | None, accuracy: float) -> Tensor:
     size = C.norm(dim=-1, keepdim=True).clamp(min=1e-300)
     shift = 0.0 if h is None else h / size
     at = _start(cone, C / size, centre)
@@ -143,7 +202,7 @@ def _project_chunk(
             and float((cone.forward(at.u) - shift - at.s).abs().max()) < accuracy
         ):
             break
-        new = _step(cone, products, C / size, shift, at)
+        new = _step(cone, C / size, shift, at)
         if not bool(torch.isfinite(new.u).all()):
             break
         at = new
@@ -165,8 +224,21 @@ def price(
     A cone is done once its upper bound is below the limit, or its lower bound above it and within
     a share of ``slack`` of the upper one, or both are within ``accuracy`` of each other.
     """
+    return price_cones(PatternCones(cone, products), C, centre, limit, accuracy=accuracy, slack=slack)
+
+
+def price_cones(
+    cones: AbstractCones,
+    C: Float[Tensor, "B e"],
+    centre: Float[Tensor, "B e"],
+    limit: float,
+    *,
+    accuracy: float = 1e-7,
+    slack: float = 0.05,
+) -> Prices:
+    """The same for cones of any kind, one for each row of C."""
     parts = [
-        _price_chunk(ConeMap(cone.X, cone.signs[part]), products, C[part] / limit, centre[part], (accuracy, slack))
+        _price_chunk(cones.take(part), C[part] / limit, centre[part], (accuracy, slack))
         for part in torch.arange(len(C), device=C.device).split(_CHUNK)
     ]
     upper, lower, multipliers = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -174,11 +246,11 @@ def price(
 
 
 def _price_chunk(
-    cone: ConeMap, products: ColumnProducts, C: Tensor, centre: Tensor, enough: tuple[float, float]
+    cone: AbstractCones, C: Tensor, centre: Tensor, enough: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
     accuracy, slack = enough
     upper, lower = C.norm(dim=-1), C.new_zeros(len(C))
-    multipliers = C.new_zeros((len(C), cone.X.shape[0]))
+    multipliers = C.new_zeros((len(C), len(cone.row_sizes)))
     index = torch.arange(len(C), device=C.device)
     inside = cone.forward(centre)
     at = _start(cone, C, centre)
@@ -193,8 +265,8 @@ def _price_chunk(
             break
         if not bool(go.all()):
             index, C, centre, inside, at = index[go], C[go], centre[go], inside[go], at.take(go)
-            cone = ConeMap(cone.X, cone.signs[go])
-        new = _step(cone, products, C, 0.0, at)
+            cone = cone.take(go)
+        new = _step(cone, C, 0.0, at)
         if not bool(torch.isfinite(new.u).all() & torch.isfinite(new.l).all()):
             break
         at = new
@@ -202,7 +274,7 @@ def _price_chunk(
 
 
 def _bounds(
-    cone: ConeMap, C: Tensor, centre: Tensor, inside: Tensor, at: _Iterate, known: Tensor
+    cone: AbstractCones, C: Tensor, centre: Tensor, inside: Tensor, at: _Iterate, known: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     above = (C + cone.adjoint(at.l)).norm(dim=-1)
     short = (-cone.forward(at.u) / inside).amax(-1).clamp(min=0.0)

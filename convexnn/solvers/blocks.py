@@ -1,5 +1,6 @@
 """Some blocks of a convex program as one linear map."""
 
+import abc
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,8 +26,55 @@ def _placed(L: Float[Tensor, "B m"], live: Bool[Tensor, " n"]) -> Float[Tensor, 
     return out
 
 
+class AbstractBlockMap(abc.ABC):
+    """What the interior point asks of blocks u_j, each with its own outputs and its own cone G_j u_j >= 0.
+
+    A block of e entries is m parts of d = e / m, one for each row of its masks: its outputs are sum_m mask_m o X u_m.
+    """
+
+    X: Float[Tensor, "n d"]
+    masks: Tensor  # B n, or B m n where blocks have parts; a sign of the whole block cancels in what it adds to K
+    outputs: Int[Tensor, " B"]
+    n_outputs: int
+    pairs: Int[Tensor, " B"]  # blocks with one output and masks alike but for a sign have one number
+    centre: Float[Tensor, "B e"]  # unit directions inside the cones
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Number of blocks, number of entries of each."""
+
+    @abc.abstractmethod
+    def take(self, keep: Bool[Tensor, " B"]) -> "AbstractBlockMap":
+        """Some of the blocks."""
+
+    @abc.abstractmethod
+    def forward(self, U: Float[Tensor, "B e"]) -> Float[Tensor, "n K"]:
+        """Outputs without bias."""
+
+    @abc.abstractmethod
+    def image(self, U: Float[Tensor, "B e"]) -> Image:
+        """Outputs and slacks."""
+
+    @abc.abstractmethod
+    def adjoint(self, V: Float[Tensor, "n K"]) -> Float[Tensor, "B e"]:
+        """c_j, the transpose of :meth:`forward`."""
+
+    @abc.abstractmethod
+    def pull(self, V: Float[Tensor, "n K"], L: Float[Tensor, "B m"]) -> Float[Tensor, "B e"]:
+        """c_j + G_j'l_j."""
+
+    @abc.abstractmethod
+    def repaired(self, U: Float[Tensor, "B e"], slack: Float[Tensor, "B m"]) -> Float[Tensor, "B e"]:
+        """Blocks inside their cones, from blocks with these slacks."""
+
+    @abc.abstractmethod
+    def cone_gram(self, w: Float[Tensor, "B m"]) -> Float[Tensor, "B e e"]:
+        """G_j'diag(w_j)G_j."""
+
+
 @dataclass(frozen=True)
-class BlockMap:
+class BlockMap(AbstractBlockMap):
     """The blocks with these flat indices: their signed masks, outputs and cones."""
 
     X: Float[Tensor, "n d"]

@@ -11,15 +11,18 @@ import math
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from convexnn.duality import DualPoint, dual_point
+from convexnn.penalties import AbstractPenalty
+from convexnn.problem import Problem
 from convexnn.programs import AbstractProgram
 from convexnn.result import relative_gap
-from convexnn.solvers.blocks import BlockMap, Image
+from convexnn.solvers.blocks import AbstractBlockMap, BlockMap, Image
 from convexnn.solvers.cones import Scaling, jordan_divide, jordan_product, longest_ratio, longest_step
 from convexnn.solvers.kinks import AbstractLossPart, Kink, first_kink, loss_part
 from convexnn.solvers.newton import NewtonSystem
@@ -33,6 +36,19 @@ _RECENTRE, _RECENTRE_HINGE = 3.0, 0.8
 _NEARLY_FEASIBLE = 2.0  # dual norm, relative to the weight decay, from which on blocks may be given up
 _CLEARLY = 0.3
 _WORTH_SHRINKING = 0.8  # share of the blocks that is left, for which it pays to copy them
+
+
+@runtime_checkable
+class Penalised(Protocol):
+    """What the interior point asks of a program besides its blocks."""
+
+    @property
+    def problem(self) -> Problem:
+        """Loss and weight decay."""
+
+    @property
+    def penalty(self) -> AbstractPenalty:
+        """Of each block."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +148,14 @@ class _Best:
 class _Place:
     """An iterate, the blocks that it has, and what they do."""
 
-    maps: BlockMap
+    maps: AbstractBlockMap
     kept: Int[Tensor, " k"]
     at: Iterate
     image: Image
     part: AbstractLossPart
 
     @classmethod
-    def of(cls, program: AbstractProgram, maps: BlockMap, kept: Int[Tensor, " k"], at: Iterate) -> "_Place":
+    def of(cls, program: Penalised, maps: AbstractBlockMap, kept: Int[Tensor, " k"], at: Iterate) -> "_Place":
         image = maps.image(at.blocks(maps.shape))
         return cls(maps, kept, at, image, loss_part(program.problem.loss, image.F + at.b, at.kink))
 
@@ -156,10 +172,21 @@ def solve_blocks(
     Blocks that go to zero are given up on the way, unless they are ``firm``. ``resume`` is the last
     iterate of an earlier call with the blocks that it kept.
     """
+    return solve_map(program, BlockMap.of(program, index), options, resume, firm)
+
+
+def solve_map(
+    program: Penalised,
+    maps: AbstractBlockMap,
+    options: InteriorOptions = InteriorOptions(),
+    resume: Iterate | None = None,
+    firm: Bool[Tensor, " B"] | None = None,
+) -> InteriorPoint:
+    """The same for blocks of any kind."""
+    index = torch.arange(len(maps.centre), device=maps.centre.device)
     firm = torch.zeros_like(index, dtype=torch.bool) if firm is None else firm
-    maps = BlockMap.of(program, index)
     at = _start(program, maps, options.share) if resume is None else resume
-    place = _Place.of(program, maps, torch.arange(len(index), device=index.device), at)
+    place = _Place.of(program, maps, index, at)
     best, floor, n_steps = _Best(torch.zeros_like(maps.centre), at.l, at.l, firm), program.problem.floor(), 0
     for n_steps in range(options.max_steps + 1):
         reached = _judge(program, place, best)
@@ -181,7 +208,7 @@ def solve_blocks(
     )
 
 
-def _shrunk(program: AbstractProgram, place: _Place, reached: Float[Tensor, " q"], best: _Best) -> _Place:
+def _shrunk(program: Penalised, place: _Place, reached: Float[Tensor, " q"], best: _Best) -> _Place:
     """Without the blocks that go to zero, where they are many.
 
     A block is given up that is much nearer to zero, relative to the largest, than its dual constraint
@@ -199,7 +226,7 @@ def _shrunk(program: AbstractProgram, place: _Place, reached: Float[Tensor, " q"
     return _Place.of(program, maps.take(keep), kept[keep], at.take(keep))
 
 
-def _start(program: AbstractProgram, maps: BlockMap, share: float) -> Iterate:
+def _start(program: Penalised, maps: AbstractBlockMap, share: float) -> Iterate:
     problem, (B, d) = program.problem, maps.shape
     tau = max(_fitting_size(program) / math.sqrt(B), share * _affordable_size(program) / B)
     e = program.penalty.cone_size(d)
@@ -214,7 +241,7 @@ def _start(program: AbstractProgram, maps: BlockMap, share: float) -> Iterate:
     return Iterate(x, z, s, l, first_kink(problem.loss, image.F + bias), bias)
 
 
-def _affordable_size(program: AbstractProgram) -> float:
+def _affordable_size(program: Penalised) -> float:
     """No solution has a larger sum of norms: its penalty would exceed the loss of the constant outputs.
 
     Starts far below the solution's own size put mu below what infeasible steps need, and these jam.
@@ -224,7 +251,7 @@ def _affordable_size(program: AbstractProgram) -> float:
     return float(loss) / problem.weight_decay
 
 
-def _fitting_size(program: AbstractProgram) -> float:
+def _fitting_size(program: Penalised) -> float:
     """The norm of a block whose outputs are of the size of the targets, ||y|| for the squared loss."""
     problem = program.problem
     constant = problem.constant().expand_as(problem.loss.targets)
@@ -232,7 +259,7 @@ def _fitting_size(program: AbstractProgram) -> float:
     return max(spread, 1e-150) * math.sqrt(len(problem.X)) / (float(problem.X.norm()) / math.sqrt(problem.n_inputs))
 
 
-def _judge(program: AbstractProgram, place: _Place, best: _Best) -> Float[Tensor, " q"]:
+def _judge(program: Penalised, place: _Place, best: _Best) -> Float[Tensor, " q"]:
     """Objective at the feasible point near the iterate, and the bound of its dual variable and multipliers.
 
     Returns the dual norm of each block's correlation with these.
@@ -248,7 +275,7 @@ def _judge(program: AbstractProgram, place: _Place, best: _Best) -> Float[Tensor
     return norms
 
 
-def _advance(program: AbstractProgram, place: _Place, refinements: int) -> Iterate:
+def _advance(program: Penalised, place: _Place, refinements: int) -> Iterate:
     """One predictor-corrector step."""
     at = place.at
     scaling = Scaling.of(at.x, at.z)

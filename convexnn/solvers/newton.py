@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from scipy.linalg.blas import dsyrk, ssyrk
 from torch import Tensor
 
-from convexnn.solvers.blocks import BlockMap, Image
+from convexnn.solvers.blocks import AbstractBlockMap, Image
 from convexnn.solvers.cones import Scaling
 
 _NEGLIGIBLE = 0.1  # trace, relative to the identity, that patterns may have in all to be left out
@@ -78,7 +78,7 @@ def _cholesky_solve(factor: Tensor, q: Tensor) -> Tensor:
 class NewtonSystem:
     """K at one iterate, factorised."""
 
-    maps: BlockMap
+    maps: AbstractBlockMap
     linear: Linearisation
     scaling: Scaling
     weights: Float[Tensor, "B m"]  # multipliers over slacks
@@ -89,7 +89,12 @@ class NewtonSystem:
 
     @classmethod
     def of(
-        cls, maps: BlockMap, linear: Linearisation, scaling: Scaling, weights: Float[Tensor, "B m"], with_bias: bool
+        cls,
+        maps: AbstractBlockMap,
+        linear: Linearisation,
+        scaling: Scaling,
+        weights: Float[Tensor, "B m"],
+        with_bias: bool,
     ) -> "NewtonSystem":
         """Factorise."""
         factor = cholesky(block_curvature(maps, scaling, weights))
@@ -171,7 +176,7 @@ class Response:
         return Response(self.du + other.du, self.q + other.q, self.db + other.db)
 
 
-def block_curvature(maps: BlockMap, scaling: Scaling, weights: Tensor) -> Float[Tensor, "B d d"]:
+def block_curvature(maps: AbstractBlockMap, scaling: Scaling, weights: Tensor) -> Float[Tensor, "B d d"]:
     """H_j: cone rows, and the norm after its bound was eliminated."""
     H = maps.cone_gram(weights)
     B, d = maps.shape
@@ -197,7 +202,7 @@ def cholesky(H: Float[Tensor, "B d d"]) -> Float[Tensor, "B d d"]:
     return factor
 
 
-def _weighty(maps: BlockMap, linear: Linearisation, M: Float[Tensor, "Q d d"]) -> Tensor:
+def _weighty(maps: AbstractBlockMap, linear: Linearisation, M: Float[Tensor, "Q d d"]) -> Tensor:
     """All pairs but those whose traces come to a tenth of the identity's in all."""
     size = float(torch.linalg.matrix_norm(maps.X, 2)) ** 2 * float((linear.root**2).max())
     trace = M.diagonal(dim1=1, dim2=2).sum(1) * size
@@ -207,10 +212,10 @@ def _weighty(maps: BlockMap, linear: Linearisation, M: Float[Tensor, "Q d d"]) -
     return keep
 
 
-def _sample_matrix(maps: BlockMap, linear: Linearisation, M: Tensor, members: Tensor) -> SampleMatrix:
+def _sample_matrix(maps: AbstractBlockMap, linear: Linearisation, M: Tensor, members: Tensor) -> SampleMatrix:
     """``members`` is one block of each pair: it knows the pattern and the output."""
     factor = cholesky(M)
-    masks, outputs = maps.masks[members].abs(), maps.outputs[members]
+    masks, outputs = maps.masks[members], maps.outputs[members]
     diagonal = linear.diagonal
     if diagonal and len(maps.X) >= _SINGLE_FROM:
         samples = _single_precision(maps, linear, (masks, outputs), factor)
@@ -229,23 +234,23 @@ def _sample_matrix(maps: BlockMap, linear: Linearisation, M: Tensor, members: Te
     return SampleMatrix((_factorise(coupled),))
 
 
-def _first_of_pairs(maps: BlockMap, n_pairs: int) -> Int[Tensor, " Q"]:
+def _first_of_pairs(maps: AbstractBlockMap, n_pairs: int) -> Int[Tensor, " Q"]:
     """One block of each pair: it knows the pattern and the output."""
     first = torch.zeros(n_pairs, dtype=torch.long, device=maps.masks.device)
     first[maps.pairs] = torch.arange(len(maps.pairs), device=first.device)
     return first
 
 
-def pattern_gram(maps: BlockMap, factor: Float[Tensor, "B d d"]) -> Float[Tensor, "N N"]:
+def pattern_gram(maps: AbstractBlockMap, factor: Float[Tensor, "B d d"]) -> Float[Tensor, "N N"]:
     """Lower triangle of A H^-1 A' over all points, one output, from the Cholesky factors of the H_j."""
     inverse = torch.cholesky_inverse(factor)
     n_pairs = int(maps.pairs.max()) + 1
     M = inverse.new_zeros((n_pairs, *inverse.shape[1:])).index_add_(0, maps.pairs, inverse)
-    return _gram(maps.X, maps.masks[_first_of_pairs(maps, n_pairs)].abs(), cholesky(M))
+    return _gram(maps.X, maps.masks[_first_of_pairs(maps, n_pairs)], cholesky(M))
 
 
 def _single_precision(
-    maps: BlockMap, linear: Linearisation, members: tuple[Tensor, Tensor], factor: Tensor
+    maps: AbstractBlockMap, linear: Linearisation, members: tuple[Tensor, Tensor], factor: Tensor
 ) -> SampleMatrix | None:
     """The factors in single precision; None where rounding would leave too little of them."""
     (masks, outputs), factors = members, []
@@ -263,13 +268,12 @@ def _single_precision(
 
 
 def _gram(X: Tensor, masks: Tensor, factor: Tensor) -> Float[Tensor, "n n"]:
-    """Lower triangle of sum_p D_p X L_p L_p'X'D_p."""
-    n, d = X.shape
+    """Lower triangle of sum_p A_p L_p L_p'A_p', A_p = D_p X, or (D_p1 X, D_p2 X, ...) where blocks have parts."""
+    n, e = len(X), factor.shape[1]
     out = X.new_zeros((n, n))
-    for start in range(0, len(masks), max(1, _COLUMNS // d)):
-        part = slice(start, start + max(1, _COLUMNS // d))
-        A = (X @ factor[part].transpose(0, 1).reshape(d, -1)).reshape(n, -1, d)
-        A = A.mul_(masks[part].T[:, :, None]).reshape(n, -1)
+    for start in range(0, len(masks), max(1, _COLUMNS // e)):
+        part = slice(start, start + max(1, _COLUMNS // e))
+        A = _masked(X, masks[part], factor[part]).reshape(n, -1)
         if X.device.type == "cpu":
             # Row-major A is the transpose of what BLAS sees; the upper triangle there is the lower one here.
             syrk = dsyrk if X.dtype is torch.float64 else ssyrk
@@ -277,6 +281,16 @@ def _gram(X: Tensor, masks: Tensor, factor: Tensor) -> Float[Tensor, "n n"]:
         else:
             out += A @ A.T
     return out
+
+
+def _masked(X: Tensor, masks: Tensor, factor: Tensor) -> Float[Tensor, "n p e"]:
+    """A_p L_p for each block."""
+    (n, d), (p, e, _) = X.shape, factor.shape
+    if masks.ndim == 2:
+        A = (X @ factor.transpose(0, 1).reshape(d, -1)).reshape(n, p, d)
+        return A.mul_(masks.T[:, :, None])
+    A = (X @ factor.reshape(p, -1, d, e).permute(2, 0, 1, 3).reshape(d, -1)).reshape(n, p, -1, e)
+    return A.mul_(masks.permute(2, 0, 1)[:, :, :, None]).sum(2)
 
 
 def _factorise(gram: Tensor) -> Tensor:
