@@ -42,6 +42,9 @@ _PUBLIC = {
     "train_linear": "convexnn.deep.linear",
     "LinearNetwork": "convexnn.deep.linear",
     "depth_gaps": "convexnn.deep.linear",
+    "train_parallel": "convexnn.deep.training",
+    "parallel_objective": "convexnn.deep.training",
+    "ParallelResult": "convexnn.deep.training",
     "DepthGap": "convexnn.deep.linear",
 }
 
@@ -59,6 +62,7 @@ __all__ = [
     "OptimalNetwork",
     "OptimalSet",
     "OptimalityGap",
+    "ParallelResult",
     "PathPoint",
     "ProofReport",
     "PrunedNetwork",
@@ -78,6 +82,7 @@ __all__ = [
     "optimal_set",
     "optimality_gap",
     "output_caps",
+    "parallel_objective",
     "path",
     "prune",
     "pruning_curve",
@@ -85,6 +90,7 @@ __all__ = [
     "to_onnx",
     "train",
     "train_linear",
+    "train_parallel",
 ]
 
 

@@ -1,12 +1,12 @@
 """Branches of parallel three-layer networks: their patterns, their cones, and directions inside these.
 
-A branch computes s (sum_j sigma_j (X z_j)_+)_+ for m hidden neurons. With the patterns D_1j of its hidden neurons, their
-signs sigma_j, and the pattern D_2 of its sum it is linear in Z = (z_1, ..., z_m) on the cone
+A branch computes s (sum_j sigma_j (X z_j)_+)_+ for m hidden neurons. With the patterns D_1j of its hidden neurons,
+their signs sigma_j, and the pattern D_2 of its sum it is linear in Z = (z_1, ..., z_m) on the cone
 
     (2 D_1j - I) X z_j >= 0        (2 D_2 - I) sum_j sigma_j D_1j X z_j >= 0
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from convexnn.projection import AbstractCones, ColumnProducts
 
 _CENTRE_STEPS = 30
+_CHUNK = 256  # branches that are worked on together
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,14 @@ def centred(X: Float[Tensor, "n d"], branches: Branches) -> Branches:
     Damped Newton steps from the directions inside; where rounding ends them the last point inside is kept.
     """
     cones = BranchCones.of(X, branches)
-    u = branches.inside.flatten(1)
     if len(cones.X) == 0 or len(branches) == 0:
         return branches
+    parts = torch.arange(len(branches)).split(_CHUNK)
+    u = torch.cat([_centres(cones.take(part), branches.inside[part].flatten(1)) for part in parts])
+    return replace(branches, inside=u.reshape(branches.inside.shape))
+
+
+def _centres(cones: BranchCones, u: Float[Tensor, "B e"]) -> Float[Tensor, "B e"]:
     r = len(cones.row_sizes)
     for _ in range(_CENTRE_STEPS):
         slack = cones.forward(u)
@@ -179,5 +185,4 @@ def centred(X: Float[Tensor, "n d"], branches: Branches) -> Branches:
         u = torch.where(fine[:, None], new, u)
         if float(decrement.max()) < 1e-3:
             break
-    u = u / u.norm(dim=1, keepdim=True)
-    return Branches(branches.D1, branches.sigma, branches.D2, u.reshape(branches.inside.shape))
+    return u / u.norm(dim=1, keepdim=True)

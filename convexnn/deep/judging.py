@@ -1,8 +1,8 @@
-"""The judge of parallel programs: objective at a feasible point and bound of a dual point, by other code than made them.
+"""The judge of parallel programs: objective and bound at given points, by other code than made the points.
 
 For a block Z of norm one in its cone {G Z >= 0} and any a >= 0, <C, Z> <= <C + G'a, Z> <= ||C + G'a||. So with C the
-correlations of any V in the domain of the dual and any multipliers, M = max ||C_l + G_l'a_l|| is an upper bound of what a
-block can reach, and D(t V) with t M <= weight_decay is a lower bound of the program (weak duality).
+correlations of any V in the domain of the dual and any multipliers, M = max ||C_l + G_l'a_l|| is an upper bound of what
+a block can reach, and D(t V) with t M <= weight_decay is a lower bound of the program (weak duality).
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def judge_primal(program: ParallelProgram, point: ParallelPoint) -> tuple[Parall
 
 
 def judge_dual(program: ParallelProgram, V: Float[Tensor, "n K"], multipliers: Float[Tensor, "N r"]) -> DualPoint:
-    """The bound of V, which is moved into the domain of the dual first, with these multipliers; negative ones are zero."""
+    """The bound of V, moved into the domain of the dual first, with these multipliers; negative ones count as zero."""
     V, largest = program.problem.admit(V), 0.0
     for part in torch.arange(program.n_blocks).split(_CHUNK):
         sign, outputs, branches = program.places(part)

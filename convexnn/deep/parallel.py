@@ -1,11 +1,11 @@
 """The convex program of parallel three-layer networks over given branches.
 
-    min L( sum_l s_l D_2l sum_j sigma_jl D_1jl X z_jl ) + weight_decay sum_l ||Z_l||_F    s.t. Z_l in the cone of branch l
+    min L( sum_l s_l D_2l sum_j sigma_jl D_1jl X z_jl ) + weight_decay sum_l ||Z_l||_F    s.t. Z_l in the cone of l
 
-with a block for each branch, output and sign s_l. With ||Z_l||_F = ||b_l|| and unit hidden neurons w_jl, the objective is
-that of the network f = sum_l s_l ((X W_l)_+ b_l)_+ with the penalty (weight_decay / 2) sum_l (||b_l||^2 + s_l^2): only
-products count, and the arithmetic mean of ||b||^2 and s^2 is least where both are ||Z_l||_F (Ergen & Pilanci 2021; Wang,
-Ergen & Pilanci 2023).
+with a block l for each branch, output and sign s_l. With ||Z_l||_F = ||b_l|| and unit hidden neurons w_jl, the
+objective is that of the network f = sum_l s_l ((X W_l)_+ b_l)_+ with the penalty (weight_decay / 2) sum_l (||b_l||^2 +
+s_l^2): only products count, and the arithmetic mean of ||b||^2 and s^2 is least where both are ||Z_l||_F (Ergen &
+Pilanci 2021; Wang, Ergen & Pilanci 2023).
 """
 
 from dataclasses import dataclass, field, replace
@@ -45,7 +45,9 @@ class ParallelProgram:
         (n, d), (_, m, given) = self.problem.X.shape, self.branches.D1.shape
         if given != n or self.branches.inside.shape[1:] != (m, d):
             columns = self.branches.inside.shape[2]
-            raise InvalidInputError(f"the branches are of {given} samples with {columns} columns; the data have {n}, {d}.")
+            raise InvalidInputError(
+                f"the branches are of {given} samples with {columns} columns; the data have {n}, {d}."
+            )
 
     @cached_property
     def cones(self) -> BranchCones:

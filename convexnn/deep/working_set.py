@@ -21,6 +21,7 @@ _FALL = 0.03  # of the tolerance from round to round
 _MOST_ROUNDS = 60
 _MOST_STEPS = 100
 _CHUNK = 256  # branches that are priced together
+_SHARES = (0.5, 5.0, 50.0)  # sizes of the start, see InteriorOptions
 _GONE = 1e-5  # norm, relative to the largest, at which a block leaves the working set
 
 
@@ -95,7 +96,7 @@ def _rounds(run: _Run, report: Report | None) -> Status:
     while status is None:
         deadline = run.started + run.limits.max_seconds
         options = InteriorOptions(tol, _MOST_STEPS, deadline)
-        found = solve_map(run.program, run.program.blocks(run.working), options, firm=run.given_up[run.working])
+        found = _interior(run, options)
         run.multipliers[run.working] = found.multipliers
         violators = _price(run, found, tol)
         _see(run, found, report)
@@ -105,6 +106,18 @@ def _rounds(run: _Run, report: Report | None) -> Status:
         if len(violators) < 10 or tol > 1e-2:
             tol = max(tol * _FALL, 0.5 * run.limits.tol)
     return status
+
+
+def _interior(run: _Run, options: InteriorOptions) -> InteriorPoint:
+    """The program of the working set; a run that stalls is tried again from other sizes of the start."""
+    maps, firm, best = run.program.blocks(run.working), run.given_up[run.working], None
+    for share in _SHARES:
+        found = solve_map(run.program, maps, replace(options, share=share), firm=firm)
+        best = found if best is None or found.gap < best.gap else best
+        if found.gap <= options.tol or len(found.kept) < len(run.working) or time.perf_counter() > options.deadline:
+            break
+    assert best is not None
+    return best
 
 
 def _status(run: _Run, *, stalled: bool) -> Status | None:
@@ -120,7 +133,7 @@ def _price(run: _Run, found: InteriorPoint, tol: float) -> Int[Tensor, " k"]:
     V = program.problem.admit(found.V)
     C = program.correlations(V)
     outside = torch.ones(program.n_blocks, dtype=torch.bool)
-    outside[run.working] = False
+    outside[run.working[found.kept]] = False
     target = program.problem.weight_decay * (1 + (0.1 * run.limits.tol if tol < 1e-5 else 0.3 * tol))
     left = torch.nonzero(outside)[:, 0]
     left = left[_upper(run, C, left) > target]
