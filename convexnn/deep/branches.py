@@ -54,6 +54,8 @@ class Branches:
 
     def _first_of_each(self) -> Int[Tensor, " k"]:
         """Hidden neurons count in any order. Where none of them is active D_2 does not matter."""
+        if len(self) == 0:
+            return torch.zeros(0, dtype=torch.long)
         signed = torch.cat([self.D1, (self.sigma > 0)[:, :, None]], 2)
         keys = np.sort(_rows_as_bytes(signed.reshape(-1, signed.shape[2])).reshape(len(self), -1), axis=1)
         second = _rows_as_bytes(self.D2 & self.D1.any(1))

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convexnn.deep.branches import Branches, centred, of_weights
+from convexnn.deep.descent import descended
 from convexnn.deep.parallel import ParallelPoint, ParallelProgram
 from convexnn.deep.three_layers import ParallelWeights
 from convexnn.deep.working_set import ParallelAnswer, shrunk, solve_parallel
@@ -28,6 +29,10 @@ _LONGEST, _SHORTEST = 0.5, 1e-3  # steps of the climb, relative to ||Z||
 _ADDED = 40
 _SHARE = 0.3  # of the tolerance, that each program is solved to
 _NOISE = (0.3, 0.03)  # around the branches of the network
+_FIRST_TOL = 3e-2  # of the first programs
+_MUCH = 1e-4
+_SHAKES = (3e-3,)  # noise, relative to a branch, for the cones around it
+_SMALL = 1e-3  # norm, relative to the largest, below which a branch is left to be found again
 _PATIENCE = 4
 _GAIN = 1e-6  # relative fall of the objective that counts as progress
 _ROOM = 1e-9  # slack of a direction, relative to the samples, below which a cone is too thin to work with
@@ -123,10 +128,13 @@ class _Refinement:
     def gap(self) -> float:
         return relative_gap(self.objective, self.bound, self.problem.floor())
 
-    def see(self, weights: ParallelWeights, objective: float) -> None:
-        self.idle = 0 if objective < self.objective * (1 - _GAIN) else self.idle + 1
-        if objective < self.objective:
-            self.weights, self.objective = weights, objective
+    def see(self, *networks: ParallelWeights) -> None:
+        """The networks of a round."""
+        objectives = [problem_objective(self.problem, weights) for weights in networks]
+        least = min(objectives)
+        self.idle = 0 if least < self.objective * (1 - _GAIN) else self.idle + 1
+        if least < self.objective:
+            self.weights, self.objective = networks[objectives.index(least)], least
 
 
 @dataclass(frozen=True)
@@ -156,22 +164,36 @@ def refine(
     try:
         while status is None:
             left = max(limits.max_seconds - (time.perf_counter() - started), 1e-3)
-            last = solve_parallel(program, ProgramLimits(_SHARE * limits.tol, left))
+            last = solve_parallel(program, ProgramLimits(_program_tol(best, limits.tol), left))
             if last.status is Status.INTERRUPTED:
                 raise KeyboardInterrupt
             point = shrunk(last.judgement.point, program, limits.tol)
             weights = ParallelWeights.of(program, point)
-            best.see(weights, problem_objective(problem, weights))
-            found = _search(best, problem.admit(last.V), weights, limits.tol, generator)
+            moved = descended(problem, weights)
+            best.see(weights, moved)
+            found = _search(best, _dual_point(problem, last, moved), moved, limits.tol, generator)
             seconds = time.perf_counter() - started
             best.trace.append(TraceEntry(seconds, best.objective, best.bound, len(weights.Z)))
             if report is not None:
                 report(best.trace[-1])
             status = _status(best, limits, seconds)
-            program = _next(program, point, found, generator)
+            program = _next(program, point, moved, found, generator)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     return Refined(best.weights, best.objective, best.bound, status, last, tuple(best.trace))
+
+
+def _program_tol(best: _Refinement, tol: float) -> float:
+    """Programs are solved more accurately as the gap falls."""
+    return _SHARE * max(tol, min(_FIRST_TOL, 0.1 * best.gap()))
+
+
+def _dual_point(problem: Problem, last: ParallelAnswer, moved: ParallelWeights) -> Float[Tensor, "n K"]:
+    """Of the moved network where it is much better than the program and the loss has a gradient, else of that."""
+    better = problem_objective(problem, moved) < last.judgement.objective * (1 - _MUCH)
+    if not better or math.isinf(problem.loss.largest_curvature):
+        return problem.admit(last.V)
+    return problem.dual_point(moved.outputs(problem.X))
 
 
 def problem_objective(problem: Problem, weights: ParallelWeights) -> float:
@@ -217,15 +239,16 @@ def _status(best: _Refinement, limits: ProgramLimits, seconds: float) -> Status 
 
 
 def _next(
-    program: ParallelProgram, point: ParallelPoint, found: Climbed, generator: torch.Generator
+    program: ParallelProgram,
+    point: ParallelPoint,
+    moved: ParallelWeights,
+    found: Climbed,
+    generator: torch.Generator,
 ) -> ParallelProgram:
-    """The branches of the point, those around it, and the worst violators."""
+    """The branches of the point, those of the moved network and around it, and the worst violators."""
     X, limit = program.problem.X, program.problem.weight_decay
-    used = torch.unique(program.places(point.index)[2])
-    mine = ParallelWeights.of(program, point)
-    noise = torch.randn(mine.Z.shape, generator=generator, dtype=torch.float64).to(X)
-    scale = mine.Z.flatten(1).norm(dim=1)[:, None, None] / mine.Z[0].numel() ** 0.5 if len(mine.Z) else 1.0
-    near = around(X, mine.Z + 1e-3 * scale * noise, mine.sigma)
+    used = torch.unique(program.places(point.index[_large(point.U)])[2])
+    near = around(X, *_shaken(moved, _large(moved.Z.flatten(1)), generator))
     order = torch.argsort(found.values, descending=True)
     order = order[found.values[order] > limit][: 4 * _ADDED]
     worst = around(X, found.Z[order], found.sigma[order])
@@ -235,3 +258,19 @@ def _next(
     for more in (near, worst):
         branches = branches.joined(more)[0]
     return replace(program, branches=branches)
+
+
+def _large(U: Float[Tensor, "B e"]) -> Tensor:
+    norms = U.norm(dim=1)
+    return norms > _SMALL * (norms.max() if len(norms) else 0.0)
+
+
+def _shaken(weights: ParallelWeights, which: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Branches of a network, and copies with little noise: optimal ones lie where several cones meet."""
+    Z, sigma = [weights.Z[which]], [weights.sigma[which]]
+    size = Z[0].flatten(1).norm(dim=1)[:, None, None]
+    for share in _SHAKES:
+        noise = torch.randn(Z[0].shape, generator=generator, dtype=torch.float64).to(size)
+        Z.append(Z[0] + share * size * noise / max(noise[:1].numel(), 1) ** 0.5)
+        sigma.append(sigma[0])
+    return torch.cat(Z), torch.cat(sigma)

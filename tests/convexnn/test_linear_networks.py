@@ -137,7 +137,7 @@ def adam(X, Y, wd, depth, seed, width=5, steps=1500):
     return float(value.detach())
 
 
-@pytest.mark.parametrize("white", [False, True])
+@pytest.mark.parametrize("white", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_no_run_of_gradient_descent_beats_the_standard_optimum_and_the_best_reaches_it(white):
     X, Y = data(n=30, d=4, K=3, white=white)
     Y = Y - 1.0
