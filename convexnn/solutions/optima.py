@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from convexnn.ascent import ColumnPairs
+from convexnn.ascent import Candidates, ColumnPairs, evaluate, merge
 from convexnn.data import positive, read_matrix
 from convexnn.duality import dual_bound, judge
 from convexnn.errors import InvalidInputError, SolverError
@@ -26,7 +26,7 @@ from convexnn.solutions.elimination import fewest
 from convexnn.solutions.optimal_sets import OptimalSet, contributions
 from convexnn.solutions.pruning import pruned_neurons
 from convexnn.solvers.answer import ProgramAnswer, ProgramLimits
-from convexnn.solvers.sliding import confirmation_effort
+from convexnn.solvers.sliding import SlidingFrankWolfe, SlidingState, confirmation_effort
 from convexnn.solvers.working_set import solve_working_set
 from convexnn.task import Task, read_task, seed_of
 from convexnn.training import train
@@ -38,6 +38,7 @@ _ALIKE = 1 - 1e-10  # cosine from which two directions are one neuron
 _TINY = 1e-6  # the same for the masses of an interior point
 _SAME_NEURON = 1 - 1e-6  # cosine of blocks that hold one neuron
 _AROUND = 3
+_SETTLING = 20  # times that neurons are added to a network that is optimal but for them
 _SCREENED = 0.1  # how far below the weight decay projections need not be computed
 _CPU = torch.device("cpu")
 
@@ -111,30 +112,47 @@ def optimal_set(
         found = train(X, y, loss=loss, weight_decay=weight_decay, sample_weight=sample_weight, tol=1e-6, **settings)
         network = found.network
     with torch.no_grad():
-        at = _polished(task, network)
-        return set_of(task, _searched(at, generator, tol), at, "local-search", tol)
+        given = task.reduction.restrict(from_torch(network).balanced())
+        at, program = _settled(task.reduced, _polished(task.reduced, given, 1e-6), generator, tol)
+        return set_of(task, program, at, "local-search", tol)
 
 
-def _polished(task: Task, network: nn.Module) -> ActiveSet:
-    given = task.reduction.restrict(from_torch(network).balanced())
-    _, minimal, _ = pruned_neurons(task.reduced, given, 1e-6)
-    return stationary(task.reduced, minimal, None)
+def _polished(problem: Problem, neurons: Neurons, tol: float) -> ActiveSet:
+    _, minimal, _ = pruned_neurons(problem, neurons, tol)
+    return stationary(problem, minimal, None)
 
 
-def _searched(at: ActiveSet, generator: torch.Generator, tol: float) -> ReLUProgram:
-    """The program over the patterns of the network's neurons, and of all neurons found whose correlation is tight."""
-    problem = at.problem
-    V = problem.admit(at.dual)
-    found = judge(
-        problem,
-        V,
-        at.neurons,
-        effort=confirmation_effort(problem),
-        generator=generator,
-        pairs=ColumnPairs.fit(problem.X),
-    ).candidates
+def _settled(problem: Problem, at: ActiveSet, generator: torch.Generator, tol: float) -> tuple[ActiveSet, ReLUProgram]:
+    """A stationary network that no neuron found outside can improve, and the patterns around all that were found.
+
+    A training gap of 1e-6 leaves correlations a thousandth too large: such neurons are added, all weights slide
+    to a stationary point, and that one is taken to rounding, until neither the search nor a pattern nearby has one.
+    """
+    solver, pairs = SlidingFrankWolfe(), ColumnPairs.fit(problem.X)
+    for left in range(_SETTLING, -1, -1):
+        V = problem.admit(at.dual)
+        found, program = _searched(problem, at, V, generator, tol)
+        if left == 0 or found.best() <= problem.weight_decay * (1 + 0.5 * tol):
+            break
+        state = SlidingState(at.neurons.balanced(), V, found, _PROGRAM_TOL, first=False, objective=at.objective)
+        moved = _polished(problem, solver.improve(problem, state, pairs).neurons, 1e-10)
+        if not moved.objective < at.objective:
+            break
+        at = moved
+    return at, program
+
+
+def _searched(
+    problem: Problem, at: ActiveSet, V: Float[Tensor, "n K"], generator: torch.Generator, tol: float
+) -> tuple[Candidates, ReLUProgram]:
+    """Neurons of large correlation, from a search and from the program over the patterns around what it found."""
+    effort, pairs = confirmation_effort(problem), ColumnPairs.fit(problem.X)
+    found = judge(problem, V, at.neurons, effort=effort, generator=generator, pairs=pairs).candidates
     near = found.U[found.values >= problem.weight_decay * (1 - 1e3 * tol)]
-    return ReLUProgram(problem, patterns_of(problem.X, torch.cat([at.Z, near]), generator, around=_AROUND))
+    program = ReLUProgram(problem, patterns_of(problem.X, torch.cat([at.Z, near]), generator, around=_AROUND))
+    around = _projections(program, V, problem.weight_decay * (1 + 0.5 * tol)).flatten(0, -2)
+    around = around[around.norm(dim=1) > problem.weight_decay * (1 + 0.5 * tol)]
+    return merge(found, evaluate(problem.X, V, around)), program
 
 
 def _of_program(task: Task, program: ReLUProgram, kind: str, tol: float) -> OptimalSet:
