@@ -142,6 +142,21 @@ def test_generic_data_have_one_optimal_network():
         assert float(cosines.amax(1).min()) > 0.99
 
 
+def test_a_network_far_from_optimal_is_improved_until_nothing_is_left():
+    """From a gap of 0.1: the optimum to rounding. At this weight decay linear parts of pairs are free, for any data."""
+    X, y = normal(40, 3, seed=1), normal(40, seed=2)
+    coarse = convexnn.train(X, y, weight_decay=0.02, tol=0.1, random_state=3)
+    found = optimal_set(X, y, weight_decay=0.02, method="global", network=coarse.network, random_state=0)
+    best = convexnn.train(X, y, weight_decay=0.02, tol=1e-7, random_state=1)
+    assert coarse.objective > found.objective * (1 + 1e-3)
+    assert best.bound <= found.objective <= best.objective
+    assert found.gap < 1e-12
+    U = found.neurons.W
+    pairs = int((U @ U.T < -1 + 1e-8).any(1).sum()) // 2
+    assert found.dimension == pairs - 3 > 0
+    assert found.function_dimension == 0
+
+
 def test_choices_are_the_best_of_the_set():
     """Against all vertices and random elements, each by its own criterion."""
     found, rng = circle_set(), np.random.default_rng(3)
