@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from convexnn.data import read_matrix, resolve_device
-from convexnn.errors import InvalidInputError
+from convexnn.errors import InvalidInputError, InvalidTypeError
 from convexnn.network import from_torch, layers_of, to_torch
+from convexnn.neurons import Neurons
+from convexnn.problem import Problem
 from convexnn.result import Status, TraceEntry
-from convexnn.robust.ball import read_ball
+from convexnn.robust.ball import Ball, read_ball
 from convexnn.robust.certified import certified_objective
 from convexnn.robust.majorise import majorise
 from convexnn.robust.program import LOSSES
@@ -27,7 +29,8 @@ class LoweredWorstCase:
     """A network and its certified objective, from its weights and in floating point.
 
     ``objective`` is an upper bound of the worst case of the loss over the balls, plus the penalty; ``history`` holds it
-    for the start, in balanced form, and after each round, and never rises.
+    for the start, in balanced form, and after each round, and never rises. ``validation`` holds the same of held-out
+    samples, without the penalty; where there are some, the network is that of the round with the least.
     """
 
     network: nn.Module
@@ -36,6 +39,7 @@ class LoweredWorstCase:
     status: Status
     n_neurons: int
     seconds: float
+    validation: tuple[float, ...] = ()
 
 
 def lower_worst_case(
@@ -52,6 +56,7 @@ def lower_worst_case(
     max_rounds: int = 50,
     device: str | torch.device = "cpu",
     report: Callable[[TraceEntry], None] | None = None,
+    validation: tuple[Any, Any] | None = None,
 ) -> LoweredWorstCase:
     """Lower what a two-layer ReLU network certifies of its worst-case loss, by majorising and minimising.
 
@@ -73,6 +78,9 @@ def lower_worst_case(
         Limits; the last accepted network is returned.
     report:
         Called after each round.
+    validation:
+        Features and targets of samples that are not trained on: stop early, where the certified loss of these has not
+        fallen for three rounds, and return the network of the round where it was least.
 
     Returns
     -------
@@ -99,7 +107,35 @@ def lower_worst_case(
     ball = ball.to(problem.X.device)
     some = ProgramLimits(limits.tol, limits.max_seconds, limits.max_rounds)
     with torch.no_grad(), threads_for(problem):
-        found = majorise(problem, ball, given.balanced(), some, report=report)
+        held_out = None if validation is None else _certified_loss(problem, ball, validation, hidden_bias=biases[0])
+        found = majorise(problem, ball, given.balanced(), some, report=report, held_out=held_out)
         value = certified_objective(problem, ball, found.neurons, found.slopes)
     out = to_torch(found.neurons.to(torch.device("cpu")), hidden_bias=task.hidden_bias, output_bias=biases[1])
-    return LoweredWorstCase(out, value, found.history, found.status, len(found.neurons), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return LoweredWorstCase(
+        out, value, found.history, found.status, len(found.neurons), seconds, validation=found.validation
+    )
+
+
+def _certified_loss(
+    problem: Problem, ball: Ball, samples: tuple[Any, Any], *, hidden_bias: bool
+) -> Callable[[Neurons], float]:
+    """The loss at the worst outputs around these samples, that of a network's own bounds."""
+    if not isinstance(samples, tuple) or len(samples) != 2:
+        raise InvalidTypeError("validation is no pair (X, y) of held-out features and targets.")
+    biases = hidden_bias, problem.output_bias
+    task = read_task(
+        read_matrix(samples[0]), samples[1], problem.loss.name, problem.weight_decay, biases, None, problem.X.device
+    )
+    other = task.full
+    if other.n_inputs != problem.n_inputs:
+        raise InvalidInputError(
+            f"validation has {other.n_inputs - hidden_bias} features; the samples to train on have "
+            f"{problem.n_inputs - hidden_bias}."
+        )
+
+    def value(neurons: Neurons) -> float:
+        penalty = other.weight_decay * float(neurons.half_squared_norm())
+        return certified_objective(other, ball, neurons) - penalty
+
+    return value

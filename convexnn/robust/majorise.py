@@ -29,32 +29,58 @@ _COARSE = 1e-2  # but not further than this: the next majorant gains more
 _STAGES = (WIDTHS_NEAR, WIDTHS, WIDTHS_FINE)
 _TOLERANCES = (1e-3, 1e-5, 0.0)  # masses, relative to the largest, below which neurons are left out if nothing is lost
 
+_PATIENCE = 3  # rounds in a row without a better value on held-out samples
+
 Report = Callable[[TraceEntry], None] | None
+HeldOut = Callable[[Neurons], float] | None  # a value of a network that is to be low
 
 
 @dataclass(frozen=True)
 class Majorised:
-    """A network, the slopes that certify it, and its certified objective at the start and after each round."""
+    """A network, the slopes that certify it, and the certified objective at the start and after each round."""
 
     neurons: Neurons
     slopes: Float[Tensor, "2 n k"]
     history: tuple[float, ...]
     status: Status
+    validation: tuple[float, ...] = ()  # the values on held-out samples, where there are some
+
+    @property
+    def round(self) -> int:
+        """The round whose network this is: the last one, or the best one on held-out samples."""
+        return self.validation.index(min(self.validation)) if self.validation else len(self.history) - 1
 
     @property
     def objective(self) -> float:
-        """The last one."""
-        return self.history[-1]
+        """That of the network."""
+        return self.history[self.round]
 
 
 @dataclass
 class _Run:
-    """The majorant that touches at the present weights."""
+    """The majorant that touches at the present weights; the values on held-out samples, and the best run by them."""
 
     program: SlopedProgram
     U: Float[Tensor, "K d"]
     bias: Float[Tensor, " 1"]
     history: list[float]
+    held_out: HeldOut = None
+    validation: tuple[float, ...] = ()
+    best: "_Run | None" = None
+
+    def validate(self) -> None:
+        """Keep what is best on the held-out samples so far."""
+        if self.held_out is None:
+            return
+        value = self.held_out(self.program.network(self.U, self.bias))
+        if not self.validation or value < min(self.validation):
+            self.best = replace(self, history=self.history[:], best=None)
+        self.validation = (*self.validation, value)
+
+    @property
+    def patient(self) -> bool:
+        """Whether the best on held-out samples is not long ago."""
+        return not self.validation or self.validation.index(min(self.validation)) + _PATIENCE >= len(self.validation)
 
 
 def majorise(
@@ -65,21 +91,25 @@ def majorise(
     *,
     known: Known | None = None,
     report: Report = None,
+    held_out: HeldOut = None,
 ) -> Majorised:
     """Rounds until none gains ``limits.tol``, relative, however smooth; the certified objective never rises.
 
     ``known`` are slopes that may certify the start better than those that are tried by themselves. An interrupt ends
-    with what was accepted. ``limits.max_steps`` are rounds.
+    with what was accepted. ``limits.max_steps`` are rounds. With ``held_out`` rounds end where its value has not fallen
+    for a few of them, and the network of the round with the least value is returned.
     """
     began = time.perf_counter()
     signed = Signed.of(start)
     program = touching(problem, ball, signed, _by_end(problem, known))
-    run = _Run(program, signed.u, signed.bias, [program.objective(signed.u, signed.bias)])
+    run = _Run(program, signed.u, signed.bias, [program.objective(signed.u, signed.bias)], held_out)
+    run.validate()
     try:
         status = _rounds(run, limits, began, report)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
-    return _pruned(run, status)
+    chosen = _pruned(run.best or run, status)
+    return replace(chosen, history=tuple(run.history), validation=run.validation)
 
 
 def touching(
@@ -105,6 +135,8 @@ def _rounds(run: _Run, limits: ProgramLimits, began: float, report: Report) -> S
                 report(TraceEntry(time.perf_counter() - began, run.history[-1], -float("inf"), len(run.U)))
         if time.perf_counter() > deadline:
             return Status.MAX_SECONDS
+        if not run.patient:
+            return Status.STALLED
         if before - run.history[-1] < limits.tol * abs(before):
             stage += 1
             if stage == len(_STAGES):
@@ -118,6 +150,7 @@ def _accept(run: _Run, U: Float[Tensor, "K d"], bias: Float[Tensor, " 1"]) -> No
     signed = Signed(U, run.program.signs, bias)
     run.program = touching(run.program.problem, run.program.ball, signed, run.program.slopes)
     run.history.append(run.program.objective(U, bias))
+    run.validate()
 
 
 def _by_end(problem: Problem, known: Known | None) -> Float[Tensor, "q K n"] | None:

@@ -9,8 +9,10 @@ from convexnn_cases import normal, random_neurons, seeded
 from robust_cases import clusters, extreme_points, random_point, robust_problem, robust_program
 
 from convexnn import Robust, Status, lower_worst_case, train
+from convexnn.data import read_loss
 from convexnn.errors import InvalidInputError, InvalidTypeError
-from convexnn.network import to_torch
+from convexnn.network import from_torch, to_torch
+from convexnn.problem import Problem
 from convexnn.programs import ConvexPoint
 from convexnn.robust import majorise as majorise_module
 from convexnn.robust.ball import NORMS, Ball, read_ball
@@ -227,6 +229,24 @@ def test_a_constant_network_comes_back():
     assert lowered.objective <= 1.0 + 1e-9  # the best constant has a mean hinge of one
 
 
+def test_held_out_samples_choose_the_round():
+    """The network is that of the round with the least worst case on them, and rounds end three later."""
+    (X, y), (X_other, y_other) = data(), data(5)
+    settings = {"robust": 0.05, "weight_decay": 1e-3, "max_rounds": 6, "tol": 1e-2}
+    network = torch_network()
+    found = lower_worst_case(network, X, y, validation=(X_other, -y_other), **settings)  # what is learnt is wrong there
+    best = found.validation.index(min(found.validation))
+    assert len(found.validation) == len(found.history) == best + 1 + 3
+    assert found.objective == pytest.approx(found.history[best], rel=1e-3)  # neurons that only cost are left out
+    loss = read_loss("hinge", -y_other, 24)
+    samples = Problem(torch.cat([torch.tensor(X_other), torch.ones(24, 1).double()], 1), loss, 1e-3)
+    ball, neurons = read_ball(0.05, "linf", 3, hidden_bias=True), from_torch(found.network)
+    penalty = 1e-3 * float(neurons.half_squared_norm())
+    assert certified_objective(samples, ball, neurons) - penalty == pytest.approx(min(found.validation), rel=1e-3)
+    assert worst_loss(samples, ball, neurons) - penalty <= min(found.validation) * (1 + 1e-3)
+    assert lower_worst_case(network, X, y, **settings | {"max_rounds": 1}).validation == ()
+
+
 def test_refinement_by_majorising_certifies_no_less():
     X, y = data()
     settings = {"loss": "hinge", "weight_decay": 1e-3, "n_patterns": 6, "random_state": 0, "robust": 0.1}
@@ -285,6 +305,8 @@ def test_limits_and_interrupts(monkeypatch):
         ({"weight_decay": 0.0}, InvalidInputError, "weight_decay"),
         ({"max_rounds": 0}, InvalidInputError, "max_rounds"),
         ({"robust": "far"}, InvalidTypeError, "is not a radius"),
+        ({"validation": np.ones((4, 3))}, InvalidTypeError, "no pair"),
+        ({"validation": (np.ones((4, 2)), [0, 1, 0, 1])}, InvalidInputError, "validation has 2 features"),
     ],
 )
 def test_bad_settings_of_lowering_are_named(settings, error, match):
