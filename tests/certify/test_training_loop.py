@@ -65,6 +65,15 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_gradients_are_clipped():
+    """Adam divides by the size of gradients, apart from 1e-8: it hardly moves on ones that are far below that."""
+    module = nn.Linear(64, 10)
+    before = weights(module)
+    recipe = training.Recipe(epochs=1, learning_rate=1e-2, initialise=False, clip=1e-12)
+    training.fit(module, loader(100), eps=0.05, recipe=recipe)
+    assert 0 < float((weights(module) - before).abs().max()) < 1e-5
+
+
 SCRIPT = """
     import sys, time
     sys.path[:0] = {paths!r}
