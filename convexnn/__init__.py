@@ -42,6 +42,8 @@ _PUBLIC = {
     "train_linear": "convexnn.deep.linear",
     "LinearNetwork": "convexnn.deep.linear",
     "depth_gaps": "convexnn.deep.linear",
+    "train_rank_one": "convexnn.deep.rank_one",
+    "RankOneNetwork": "convexnn.deep.rank_one",
     "train_parallel": "convexnn.deep.training",
     "parallel_objective": "convexnn.deep.training",
     "ParallelResult": "convexnn.deep.training",
@@ -67,6 +69,7 @@ __all__ = [
     "ProofReport",
     "PrunedNetwork",
     "PruningCurve",
+    "RankOneNetwork",
     "RegularisationPath",
     "Robust",
     "RobustReport",
@@ -91,6 +94,7 @@ __all__ = [
     "train",
     "train_linear",
     "train_parallel",
+    "train_rank_one",
 ]
 
 

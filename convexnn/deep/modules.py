@@ -42,6 +42,11 @@ class LinearFactors:
         return nn.Sequential(linear_layer((P * root).T, None), *inner, last)
 
 
+def layer_norms(network: nn.Sequential) -> list[float]:
+    """||W_l||_F of every linear layer, as they stand."""
+    return [float(layer.weight.detach().double().norm()) for layer in network if isinstance(layer, nn.Linear)]
+
+
 def standard_penalty(network: nn.Sequential) -> float:
     """sum_l ||W_l||_F^2 / 2 of the weights as they stand."""
     return 0.5 * sum(float((W**2).sum()) for W in _weights(network))

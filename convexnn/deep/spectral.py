@@ -17,12 +17,12 @@ def power_minimiser(q: Float[Tensor, " k"], curvature: float, weight_decay: floa
     Depth two is the soft threshold. From depth three on the function is not convex: it rises from zero and has at most
     one local minimum beyond; the better of the two is taken, zero on a tie.
     """
-    root, exists = _local_minimum(q, curvature, weight_decay, depth)
+    root, exists = local_minimum(q, curvature, weight_decay, depth)
     better = exists & (power_value(root, q, curvature, weight_decay, depth) < 0.5 * curvature * q**2)
     return torch.where(better, root, 0.0)
 
 
-def _local_minimum(
+def local_minimum(
     q: Float[Tensor, " k"], curvature: float, weight_decay: float, depth: int
 ) -> tuple[Float[Tensor, " k"], Bool[Tensor, " k"]]:
     """The local minimum above zero, and whether there is one.
@@ -64,7 +64,7 @@ def sum_power_minimum(q: Float[Tensor, " k"], curvature: float, weight_decay: fl
     best = 0.5 * curvature * float((q**2).sum())
     for k in range(1, len(q) + 1):
         whole = q[:k].sum()[None]
-        total, exists = _local_minimum(whole, curvature / k, weight_decay, depth)
+        total, exists = local_minimum(whole, curvature / k, weight_decay, depth)
         if bool(exists):  # where the threshold keeps another number this is still a value of the function
             sigma = (q - (whole - total) / k).clamp(min=0.0)
             penalty = 0.5 * weight_decay * depth * float(sigma.sum()) ** (2 / depth)

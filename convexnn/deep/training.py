@@ -23,6 +23,7 @@ from convexnn.problem import Problem, reduce_to_rank
 from convexnn.progress import progress_bar
 from convexnn.result import Status, TraceEntry, relative_gap
 from convexnn.solvers.answer import ProgramLimits
+from convexnn.task import seed_of
 from convexnn.threads import threads_for
 
 METHODS = ("interior-point", "reference")
@@ -80,7 +81,7 @@ def train_parallel(
     sample_weight: Any = None,
     tol: float = 1e-3,
     max_seconds: float | None = None,
-    random_state: int | np.integer | None = 0,
+    random_state: int | np.integer | np.random.Generator | np.random.RandomState | None = None,
     progress: bool = False,
 ) -> ParallelResult:
     """Train a parallel three-layer ReLU network by convex optimisation over sampled activation patterns.
@@ -137,7 +138,7 @@ def train_parallel(
     seconds = math.inf if max_seconds is None else positive(max_seconds, "max_seconds")
     limits, generator = (
         ProgramLimits(positive(tol, "tol"), seconds),
-        torch.Generator().manual_seed(int(random_state or 0)),
+        torch.Generator().manual_seed(seed_of(random_state)),
     )
     with torch.no_grad(), threads_for(full), progress_bar(progress, limits.tol) as report:
         reduced, reduction = reduce_to_rank(full)

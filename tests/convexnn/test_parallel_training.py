@@ -7,7 +7,7 @@ import convexnn
 from convexnn.deep.refining import climb
 from convexnn.errors import InvalidInputError
 
-SMALL = {"n_first": 6, "n_second": 3}
+SMALL = {"n_first": 6, "n_second": 3, "random_state": 0}
 
 
 def data(n=30, d=3, loss="squared", kind=0, seed=0):
