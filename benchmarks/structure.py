@@ -20,6 +20,7 @@ from torch import nn
 
 import convexnn
 from benchmarks.data import shared_file
+from benchmarks.deep import run_linear, run_parallel
 from benchmarks.training import breast_cancer, digits, teacher
 from convexnn.errors import InvalidInputError, SolverError
 from convexnn.network import from_torch
@@ -272,7 +273,13 @@ def run_paths(quick: bool) -> None:
         )
 
 
-PARTS: dict[str, Callable[[bool], None]] = {"pruning": run_pruning, "sets": run_sets, "paths": run_paths}
+PARTS: dict[str, Callable[[bool], None]] = {
+    "pruning": run_pruning,
+    "sets": run_sets,
+    "paths": run_paths,
+    "parallel": run_parallel,
+    "linear": run_linear,
+}
 
 
 def main() -> None:

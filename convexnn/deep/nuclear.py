@@ -68,12 +68,16 @@ class Reduced:
         return 0.5 * float(((self.s[:, None] * W - self.B) ** 2).sum()) + self.rest
 
     def bound(self, V: Float[Tensor, "r K"], weight: float) -> float:
-        """A lower bound of the minimum for any V: t <V, B> - t^2 ||V||^2 / 2 + rest, t ||S V||_2 <= weight."""
+        """A lower bound of the minimum for any V: <V, B> - ||V||^2 / 2 + rest at :meth:`scaled` V."""
+        V = self.scaled(V, weight)
+        return float((V * self.B).sum() - 0.5 * (V * V).sum()) + self.rest
+
+    def scaled(self, V: Float[Tensor, "r K"], weight: float) -> Float[Tensor, "r K"]:
+        """t V at the best t >= 0 with t ||S V||_2 <= weight."""
         largest = float(torch.linalg.matrix_norm(self.s[:, None] * V, 2))
         along, square = float((V * self.B).sum()), float((V * V).sum())
         best = max(along / square, 0.0) if square > 0 else 0.0
-        t = min(best, weight / largest) if largest > 0 else best
-        return t * along - 0.5 * t * t * square + self.rest
+        return V * (min(best, weight / largest) if largest > 0 else best)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class NuclearAnswer:
     """The best weights, the best bound, and how the run ended."""
 
     W: Float[Tensor, "r K"]
-    V: Float[Tensor, "r K"]  # of the bound
+    V: Float[Tensor, "r K"]  # of the bound, scaled
     objective: float
     bound: float
     status: Status
@@ -109,7 +113,7 @@ class _State:
         objective = of.loss(self.Z) + weight * float(torch.linalg.svdvals(self.Z).sum())
         bound, best = of.bound(V, weight), self.best
         W = self.Z if objective < best.objective else best.W
-        V = V if bound > best.bound else best.V
+        V = of.scaled(V, weight) if bound > best.bound else best.V
         objective, bound = min(objective, best.objective), max(bound, best.bound)
         self.best = NuclearAnswer(W, V, objective, bound, best.status, self.steps)
 
@@ -159,7 +163,7 @@ def _status(done: bool, late: bool, steps: int) -> Status | None:
 def _answer(of: Reduced, W: Float[Tensor, "r K"], weight: float, status: Status) -> NuclearAnswer:
     V = of.B - of.s[:, None] * W
     objective = of.loss(W) + weight * float(torch.linalg.svdvals(W).sum())
-    return NuclearAnswer(W, V, objective, of.bound(V, weight), status, 0)
+    return NuclearAnswer(W, of.scaled(V, weight), objective, of.bound(V, weight), status, 0)
 
 
 def _step(of: Reduced, at: _State, weight: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from convexnn.deep.working_set import ParallelAnswer
 from convexnn.errors import SolverError
 from convexnn.result import Status
 from convexnn.solvers.answer import ProgramLimits
-from convexnn.solvers.reference import loss_expression, solve_model
+from convexnn.solvers.reference import loss_expression, solve_model, tied_dual_points
 
 
 def solve_parallel_reference(
@@ -40,10 +40,11 @@ def solve_parallel_reference(
         joint = cp.multiply(2.0 * D2[live] - 1, summed[live]) >= 0
         blocks.append(Z)
         rows.append((own, joint))
-    F = cp.vstack(columns).T
+    F = cp.Variable((n, K))
+    tie = cp.vstack(columns).T == F
     model = cp.Problem(
         cp.Minimize(loss_expression(program.problem.loss, F) + program.problem.weight_decay * mass),
-        [row for pair in rows for row in pair],
+        [tie, *(row for pair in rows for row in pair)],
     )
     solve_model(model, backend, limits)
     if blocks[0].value is None:
@@ -51,18 +52,26 @@ def solve_parallel_reference(
     U = torch.from_numpy(np.array([np.asarray(Z.value).reshape(-1) for Z in blocks]))
     b = torch.from_numpy(np.asarray(bias.value, dtype=float)) if program.problem.output_bias else U.new_zeros(K)
     multipliers = [np.concatenate([own.dual_value.reshape(-1), joint.dual_value]) for own, joint in rows]
-    return _judged(program, ParallelPoint(torch.arange(len(U)), U, b), torch.from_numpy(np.array(multipliers)), limits)
+    point = ParallelPoint(torch.arange(len(U)), U, b)
+    duals = tied_dual_points(program.problem.loss, tie)
+    return _judged(program, point, torch.from_numpy(np.array(multipliers)), duals, limits)
 
 
 def _judged(
-    program: ParallelProgram, point: ParallelPoint, multipliers: torch.Tensor, limits: ProgramLimits
+    program: ParallelProgram,
+    point: ParallelPoint,
+    multipliers: torch.Tensor,
+    duals: list[torch.Tensor],
+    limits: ProgramLimits,
 ) -> ParallelAnswer:
     """Where no hidden neuron is active cvxpy has a row of zeros in the place of one of the first neuron's."""
     idle = ~(program.branches.D1.any(1)[:, program.problem.X.norm(dim=1) > 0])
     count = idle.shape[1]
     multipliers[:, -count:][idle[program.places(point.index)[2]]] = 0.0
     feasible, objective = judge_primal(program, point)
-    V = program.problem.loss.negative_gradient(program.output(feasible))
-    judgement = ParallelJudgement(feasible, objective, judge_dual(program, V, multipliers))
+    points = [program.problem.loss.negative_gradient(program.output(feasible)), *duals]
+    found = [judge_dual(program, V, multipliers) for V in points]
+    best = max(range(len(found)), key=lambda k: found[k].bound)
+    judgement, V = ParallelJudgement(feasible, objective, found[best]), points[best]
     gap = judgement.gap(program.problem.floor())
     return ParallelAnswer(judgement, V, Status.CONVERGED if gap <= limits.tol else Status.STALLED)

@@ -128,7 +128,10 @@ def _status(run: _Run, *, stalled: bool) -> Status | None:
 
 
 def _price(run: _Run, found: InteriorPoint, tol: float) -> Int[Tensor, " k"]:
-    """Blocks outside the working set that violate the dual point, worst first; multipliers of all that were priced."""
+    """Blocks outside the working set that violate the dual point, or that a projection does not decide, worst first.
+
+    The multipliers of all that were priced are kept: they bound what a block can reach.
+    """
     program = run.program
     V = program.problem.admit(found.V)
     C = program.correlations(V)
@@ -138,17 +141,18 @@ def _price(run: _Run, found: InteriorPoint, tol: float) -> Int[Tensor, " k"]:
     left = torch.nonzero(outside)[:, 0]
     left = left[_upper(run, C, left) > target]
     score = (C[left] * program.centre[program.places(left)[2]]).sum(1)
-    lower, wanted = C.new_zeros(len(C)), 2 * _added(run)
+    reach, wanted = C.new_zeros(len(C)), 2 * _added(run)
     for part in left[torch.argsort(score, descending=True)].split(_CHUNK):
         if len(part) == 0 or time.perf_counter() > run.started + run.limits.max_seconds:
             break
         branches = program.places(part)[2]
         prices = price_cones(program.cones.take(branches), C[part], program.centre[branches], target)
-        lower[part], run.multipliers[part] = prices.lower, prices.multipliers
-        if int((lower > target).sum()) >= wanted:
+        run.multipliers[part] = prices.multipliers
+        reach[part] = torch.where(prices.upper > target, prices.upper, prices.lower)
+        if int((reach > target).sum()) >= wanted:
             break
-    worst = torch.argsort(lower, descending=True)
-    return worst[lower[worst] > target]
+    worst = torch.argsort(reach, descending=True)
+    return worst[reach[worst] > target]
 
 
 def _upper(run: _Run, C: Float[Tensor, "N e"], index: Int[Tensor, " k"]) -> Float[Tensor, " k"]:

@@ -135,9 +135,13 @@ def _multipliers(cones: list, program: AbstractProgram) -> Tensor | None:
 def _dual_points(program: AbstractProgram, point: ConvexPoint, tie: cp.Constraint) -> list[Tensor]:
     """Minus the gradient at the point, and for a loss with a kink the multipliers of the outputs, either sign."""
     loss = program.problem.loss
-    out = [loss.negative_gradient(program.output(program.feasible(point)))]
-    if loss.name == "hinge" and tie.dual_value is not None:
-        found = torch.from_numpy(np.asarray(tie.dual_value, dtype=float)).reshape(loss.targets.shape)
-        q = loss.targets * found / loss.weights[:, None]
-        out += [loss.targets * loss.weights[:, None] * (sign * q).clamp(0.0, 1.0) for sign in (1.0, -1.0)]
-    return out
+    return [loss.negative_gradient(program.output(program.feasible(point))), *tied_dual_points(loss, tie)]
+
+
+def tied_dual_points(loss: AbstractLoss, tie: cp.Constraint) -> list[Tensor]:
+    """The multipliers of outputs == F for a loss with a kink, either sign, in the domain of the dual."""
+    if loss.name != "hinge" or tie.dual_value is None:
+        return []
+    found = torch.from_numpy(np.asarray(tie.dual_value, dtype=float)).reshape(loss.targets.shape)
+    q = loss.targets * found / loss.weights[:, None]
+    return [loss.targets * loss.weights[:, None] * (sign * q).clamp(0.0, 1.0) for sign in (1.0, -1.0)]
