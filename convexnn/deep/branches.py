@@ -188,3 +188,11 @@ def _centres(cones: BranchCones, u: Float[Tensor, "B e"]) -> Float[Tensor, "B e"
         if float(decrement.max()) < 1e-3:
             break
     return u / u.norm(dim=1, keepdim=True)
+
+
+def rooms(X: Float[Tensor, "n d"], branches: Branches) -> Float[Tensor, " T"]:
+    """The smallest slack of each direction inside, relative to the norm of its sample."""
+    size = X.norm(dim=1)
+    cones = BranchCones.of(X, branches)
+    slack = cones.forward(branches.inside.flatten(1)).reshape(len(branches), branches.width + 1, len(cones.X))
+    return (slack / size[size > 0]).flatten(1).amin(1) if len(cones.X) else torch.ones(len(branches)).to(X)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from convexnn.deep.branches import Branches, centred, of_weights
+from convexnn.deep.branches import Branches, centred, of_weights, rooms
 from convexnn.deep.descent import descended
 from convexnn.deep.parallel import ParallelPoint, ParallelProgram
 from convexnn.deep.three_layers import ParallelWeights
@@ -35,7 +35,7 @@ _SHAKES = (3e-3,)  # noise, relative to a branch, for the cones around it
 _SMALL = 1e-3  # norm, relative to the largest, below which a branch is left to be found again
 _PATIENCE = 4
 _GAIN = 1e-6  # relative fall of the objective that counts as progress
-_ROOM = 1e-9  # slack of a direction, relative to the samples, below which a cone is too thin to work with
+_ROUNDING, _ROOM = 1e-9, 1e-6  # of cones, before and after centring, to work with
 
 
 @dataclass(frozen=True)
@@ -96,18 +96,8 @@ def _starts(
 def around(X: Float[Tensor, "n d"], Z: Float[Tensor, "T m d"], sigma: Float[Tensor, "T m"]) -> Branches:
     """The branches of these weights, moved to the middle of their cones; those without room are left out."""
     found = of_weights(X, Z, sigma)
-    found = centred(X, found.take(_wide(X, found)))
-    return found.take(_wide(X, found))
-
-
-def _wide(X: Tensor, branches: Branches) -> Tensor:
-    T = branches.inside @ X.T
-    hidden = (branches.sigma[:, :, None] * torch.relu(T)).sum(1)
-    size = X.norm(dim=1)
-    live, active = size > 0, branches.D1.any(1)
-    first = (T.abs().amin(1) / size.clamp(min=1e-300))[:, live].amin(1)
-    second = torch.where(active, hidden.abs() / size.clamp(min=1e-300), torch.inf)[:, live].amin(1)
-    return torch.minimum(first, second) > _ROOM
+    found = centred(X, found.take(rooms(X, found) > _ROUNDING))
+    return found.take(rooms(X, found) > _ROOM)
 
 
 @dataclass

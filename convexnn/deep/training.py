@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convexnn.data import flag, positive, read_loss, read_matrix
-from convexnn.deep.branches import centred
+from convexnn.deep.branches import centred, rooms
 from convexnn.deep.parallel import ParallelProgram
 from convexnn.deep.reference import solve_parallel_reference
 from convexnn.deep.refining import problem_objective, refine
@@ -28,6 +28,7 @@ from convexnn.threads import threads_for
 
 METHODS = ("interior-point", "reference")
 _MOST_BLOCKS = 50_000
+_ROOM = 1e-4  # slack of the middle of a cone, relative to the samples, for a branch to be taken
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,10 @@ def _sampled(problem: Problem, counts: list[int], generator: torch.Generator) ->
             "are taken. Ask for fewer patterns, and for refine=True to add those that matter."
         )
     patterns = sample_patterns(problem.X, n_first, generator)
-    branches = sample_branches(problem.X, patterns, width, n_second, generator)
-    return ParallelProgram(problem, centred(problem.X, branches))
+    branches = centred(problem.X, sample_branches(problem.X, patterns, width, n_second, generator))
+    room = rooms(problem.X, branches)
+    # A dual point needs huge multipliers for cones that are next to flat; neighbours stand in for them.
+    return ParallelProgram(problem, branches.take(room > min(_ROOM, float(room.max()) / 2)))
 
 
 def _solved(program: ParallelProgram, found: ParallelAnswer, limits: ProgramLimits) -> _Outcome:

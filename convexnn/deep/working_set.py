@@ -19,9 +19,9 @@ _FIRST = 40
 _FIRST_TOL = 3e-2
 _FALL = 0.03  # of the tolerance from round to round
 _MOST_ROUNDS = 60
-_MOST_STEPS = 100
+_MOST_STEPS = 200
 _CHUNK = 256  # branches that are priced together
-_SHARES = (0.5, 5.0, 50.0)  # sizes of the start, see InteriorOptions
+_SHARES = (0.05, 0.5)  # sizes of the start, see InteriorOptions
 _GONE = 1e-5  # norm, relative to the largest, at which a block leaves the working set
 
 
