@@ -59,6 +59,20 @@ def robust_program(
     return KINDS[kind](problem, found.patterns, ball)
 
 
+def narrow_program(n: int, m: int, P: int, seed: int = 0) -> AbstractRobustProgram:
+    """Wide clusters, a few wrong labels and little weight decay: hard cones that are narrow, most of them in use."""
+    generator = seeded(seed)
+    centres = 0.1 + 0.8 * torch.rand((12, m), generator=generator, dtype=torch.float64)
+    which = torch.randint(12, (n,), generator=generator)
+    noise = 0.06 * torch.randn((n, m), generator=generator, dtype=torch.float64)
+    X = torch.cat([(centres[which] + noise).clamp(0, 1), torch.ones(n, 1, dtype=torch.float64)], 1)
+    wrong = torch.rand(n, generator=generator) < 0.03
+    y = torch.where((which % 2 == 0) ^ wrong, 1.0, -1.0).double()
+    ball = read_ball(0.02, "linf", m, hidden_bias=True)
+    patterns = sample_robust(X, ball, 2 * P, seeded(seed)).patterns.take(torch.arange(P))
+    return HardRobustProgram(Problem(X, read_loss("hinge", y.numpy(), n), 0.05 / n, False), patterns, ball)
+
+
 def random_point(program: AbstractRobustProgram, seed: int, scale: float = 0.3) -> ConvexPoint:
     S, P, d = program.shape
     bias = normal(1, seed=seed) * program.problem.output_bias

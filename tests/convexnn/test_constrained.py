@@ -1,5 +1,6 @@
 """Constrained programs: laws of the judge, the interior point against cvxpy, multipliers, conflicts, networks."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.optimize import linprog
 from convexnn import Constraints, InfeasibleConstraintsError, demographic_parity, monotone, output_caps, train
 from convexnn.constrained.duality import judge_constrained
 from convexnn.constrained.feasibility import examined
-from convexnn.constrained.interior import InteriorLimits, solve_interior
+from convexnn.constrained.interior import InteriorLimits, better, solve_interior
 from convexnn.constrained.program import ConstrainedProgram, read_rows, widened
 from convexnn.constrained.reference import solve_reference
 from convexnn.data import read_loss
@@ -65,6 +66,17 @@ def test_interior_point_meets_cvxpy(loss, kind, bias):
     assert other.dual.bound <= found.objective + 1e-9
     assert found.dual.bound <= other.objective + 1e-6  # the reference may violate rows by its own tolerance
     np.testing.assert_allclose(found.dual.mu, other.dual.mu, atol=2e-3)
+
+
+def test_points_that_keep_to_the_rows_come_before_better_ones_that_do_not():
+    program, found = optimum(rows_of(), "squared", tol=1e-3)
+    low = replace(found, objective=0.5 * found.objective, violation=1e-2)
+    for pair in ((low, found), (found, low)):
+        assert better(program, *pair).objective == found.objective
+        assert better(program, *pair).violation == found.violation
+    lower = replace(low, violation=found.violation)
+    assert better(program, found, lower).objective == lower.objective
+    assert better(program, low, replace(low, violation=1e-3)).violation == 1e-3
 
 
 @pytest.mark.parametrize("bias", [True, False])

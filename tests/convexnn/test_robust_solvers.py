@@ -8,15 +8,18 @@ import pytest
 import torch
 from convexnn_cases import normal, seeded
 from convexnn_references import ACCURATE
-from robust_cases import CASES, KINDS, SOLVED, random_dual, robust_program
+from robust_cases import CASES, KINDS, SOLVED, narrow_program, random_dual, robust_problem, robust_program
 
-from convexnn.result import Status
+from convexnn.patterns import Patterns
+from convexnn.result import Status, TraceEntry
 from convexnn.robust import charged, in_turn, working_set
-from convexnn.robust.ball import NORMS
+from convexnn.robust.answer import RobustAnswer
+from convexnn.robust.ball import NORMS, read_ball
 from convexnn.robust.blocks import RobustBlocks, Variables
 from convexnn.robust.duality import admitted, correlations, judge_robust
 from convexnn.robust.interior import InteriorOptions, solve_blocks
 from convexnn.robust.pricing import Cones, price
+from convexnn.robust.program import LOSSES, SoftRobustProgram
 from convexnn.robust.reference import solve_reference
 from convexnn.robust.system import ReducedSystem, Weights
 from convexnn.robust.working_set import solve_working_set
@@ -67,8 +70,29 @@ def blocks_of(kind, loss, norm, bias):
 @pytest.mark.parametrize("bias", [False, True])
 def test_reduced_system_is_the_full_one(kind, loss, norm, bias):
     """Adjoints, and the solution of (curvature + A'WA) x = r, against matrices made from unit vectors."""
-    blocks = blocks_of(kind, loss, norm, bias)
-    dense = Dense(blocks)
+    check_reduced_system(blocks_of(kind, loss, norm, bias))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_reduced_systems_of_samples_that_share_no_slope(loss, norm):
+    """Some groups have one sample, some have two."""
+    problem = robust_problem(loss, 9, 2, 0)
+    masks = torch.rand((4, 9), generator=seeded(3)) < 0.5
+    masks[:, 1] = masks[:, 0]
+    masks[:, 3] = ~masks[:, 0]
+    patterns = Patterns(masks, normal(4, 3, seed=4), n_drawn=4, complete=False)
+    blocks = RobustBlocks.of(
+        SoftRobustProgram(problem, patterns, read_ball(0.05, norm, 2, hidden_bias=True)), torch.tensor([0, 2, 5, 7])
+    )
+    sizes = torch.bincount(blocks.group)
+    assert int(sizes.min()) == 1
+    assert int(sizes.max()) > 1
+    check_reduced_system(blocks)
+
+
+def check_reduced_system(blocks: RobustBlocks) -> None:
+    loss, dense = blocks.program.problem.loss.name, Dense(blocks)
     n_cones = len(dense.cones) // 4
     flat, cones = 0.1 + normal(blocks.n_rows, seed=0).abs(), normal(n_cones, 4, seed=1)
     force = normal(*blocks.ends.shape, seed=2) if not blocks.levels else None
@@ -116,7 +140,10 @@ def test_parts_of_the_charged_matrix_are_its_factor(norm, monkeypatch):
     torch.testing.assert_close(dense, dense.T)
     torch.testing.assert_close(factor.matrix.diagonal(), dense.diagonal())
     right = normal(len(dense), seed=1)
-    torch.testing.assert_close(factor.inverse(right), torch.linalg.solve(dense, right), rtol=1e-3, atol=1e-4)
+    solution = torch.linalg.solve(dense, right)
+    torch.testing.assert_close(factor.inverse(right), solution, rtol=1e-3, atol=1e-4)
+    coarse = replace(factor, inverse=lambda vector: vector / dense.diagonal())  # a poor guess takes more corrections
+    torch.testing.assert_close(coarse._corrected(right, 1e-10), solution, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -139,6 +166,23 @@ def test_both_methods_in_turn_are_no_worse_than_either(monkeypatch):
     assert tuple(seen) == both.trace
     short = in_turn.solve_in_turn(program, ProgramLimits(1e-9, max_seconds=1e-6))
     assert short.status is Status.MAX_SECONDS
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_the_first_of_two_methods_found_is_kept(monkeypatch):
+    """A first method with the better bound, or the better point."""
+    program = robust_program("soft", n=16, P=6)
+    exact, poor = solve_working_set(program, ProgramLimits(1e-8)).judgement, program.zero()
+    monkeypatch.setattr(in_turn, "_LONG", 0.0)
+    for point in (exact.point, poor):
+        judged = judge_robust(program, point, exact.dual if point is poor else exact.dual.scaled(0.1))
+        entry = TraceEntry(0.0, judged.objective, judged.bound, 1)
+        first = RobustAnswer(judged, Status.STALLED, 1, (entry,))
+        monkeypatch.setattr(in_turn, "solve_first_order", lambda *_, first=first, **__: first)
+        both = in_turn.solve_in_turn(program, ProgramLimits(1e-3))
+        assert both.judgement.objective <= judged.objective
+        assert both.judgement.bound >= judged.bound
+        assert all(e.objective <= judged.objective and e.bound >= judged.bound for e in both.trace)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -228,8 +272,26 @@ def test_prices_bracket_the_projections_of_cvxpy(kind, norm):
         assert (prices.lower.numpy() <= np.array(exact) + 1e-6).all()
         assert (prices.upper.numpy() >= np.array(exact) - 1e-6).all()
         torch.testing.assert_close(cones.upper(C, prices.multipliers), prices.upper)
+        for size in (0.1, 1.0, 10.0):  # whatever the multipliers, beyond their ranges too
+            trial = prices.multipliers + size * float(C.norm(dim=1).mean()) * normal(*cones.sides.shape, seed=2)
+            assert (cones.upper(C, trial).numpy() >= np.array(exact) - 1e-6).all()
         decided = (prices.upper <= limit * (1 + 1e-12)) | (prices.lower > 0.9 * limit) | (prices.upper < 1e-3)
         assert bool(decided.all())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_narrow_cones_do_not_hold_the_interior_point_up():
+    """Iterates that hug the cones, or steps that nothing corrects, take up to four times the steps, or stall."""
+    program = narrow_program(300, 23, 40)
+    every = solve_blocks(program, torch.arange(80), InteriorOptions(1e-6, max_steps=30))
+    assert every.gap(0.0) <= 1e-6
+    found, wd = solve_blocks(program, torch.arange(40), InteriorOptions(1e-6)), program.problem.weight_decay
+    C = correlations(program, found.dual)[1]
+    gates = program.patterns.gates / program.patterns.gates.norm(dim=1, keepdim=True)
+    cones = Cones(program.problem.X, program.sides, gates, program.ball, None)
+    prices = price(cones, C, wd, accuracy=1e-7, max_steps=14)
+    undecided = (prices.upper > wd) & ((prices.lower <= wd) | (prices.upper - prices.lower > 0.05 * prices.upper))
+    assert not bool(undecided.any())
 
 
 @pytest.mark.usefixtures("unchecked")
