@@ -1,4 +1,4 @@
-"""Optimal pruning, optimal sets and regularisation paths, measured.
+"""Optimal pruning, optimal sets, regularisation paths and deeper networks, measured.
 
     python -m benchmarks.structure --quick         # a few minutes
     python -m benchmarks.structure                 # wider networks, more tables, more points
