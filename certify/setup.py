@@ -15,6 +15,7 @@ from certify.ir.module import GraphModule, precision_of
 from certify.ir.ops import Shape
 from certify.properties import margins_of_labels
 from certify.regions import NORMS, LpBall
+from certify.regions.spatial import Deformation, as_images
 from certify.search import PLANS, Plan, Problem
 
 
@@ -43,6 +44,7 @@ class Question:
         dtype, device: its precision, and where it is.
         eps, norm: the ball.
         domain: limits of valid inputs, flat.
+        deformation: vector fields in the place of the ball, whose eps is 0 then.
     """
 
     network: nn.Module
@@ -52,10 +54,20 @@ class Question:
     eps: float
     norm: str
     domain: tuple[Tensor, Tensor] | None
+    deformation: Deformation | None = None
 
     @staticmethod
-    def of(network: nn.Module, shape: Shape, *, eps: Any, norm: str, domain: Any) -> "Question":
-        """From what a user passes, checked."""
+    def of(
+        network: nn.Module,
+        shape: Shape,
+        *,
+        eps: Any,
+        norm: str = "linf",
+        domain: Any = None,
+        deformation: Deformation | None = None,
+    ) -> "Question":
+        """From what a user passes, checked: either a radius or a deformation."""
+        eps = _radius_of(eps, norm, deformation)
         if norm not in NORMS:
             raise InvalidInputError(f"norm is {norm!r}; expected one of {', '.join(NORMS)}")
         radius = as_radius(eps)
@@ -66,16 +78,43 @@ class Question:
             raise InvalidInputError(
                 f"the network's output has shape {graph.output_shape}; expected one score for each class"
             )
-        return Question(network, graph, *precision_of(network), radius, norm, as_domain(domain, shape))
+        return Question(network, graph, *precision_of(network), radius, norm, as_domain(domain, shape), deformation)
 
     def problem(self, inputs: Float[Tensor, "batch *shape"], labels: Int[Tensor, " batch"]) -> Problem:
         """The balls around some inputs, and the margins of their labels, checked.
 
         The inputs are rounded to the network's own precision first, as the network itself would read them.
         """
+        if self.deformation is not None:
+            return self._spatial(self.deformation, inputs.to(self.device), labels.to(self.device))
         region = _balls(inputs.flatten(1).to(self.device), self.dtype, self.eps, self.norm, self.domain)
         margins = margins_of_labels(labels.to(self.device), self.graph.output_shape[0])
         return Problem(self.network, self.graph, region, margins, self.dtype)
+
+    def _spatial(
+        self, deformation: Deformation, inputs: Float[Tensor, "batch *shape"], labels: Int[Tensor, " batch"]
+    ) -> Problem:
+        """The deformed images of some inputs; a deformed image stays in the domain of its image."""
+        flat = inputs.flatten(1)
+        _balls(flat, self.dtype, 0.0, "linf", self.domain)  # raises where an input is outside
+        read = flat.to(self.dtype).double()
+        images = as_images(read.reshape(inputs.shape))
+        margins = margins_of_labels(labels, self.graph.output_shape[0])
+        flows, canvas = deformation.flows(images), deformation.canvas(images)
+        return Problem(self.network, self.graph, flows, margins, self.dtype, canvas)
+
+
+def _radius_of(eps: Any, norm: str, deformation: Deformation | None) -> Any:
+    if deformation is None:
+        if eps is None:
+            raise InvalidInputError("neither eps nor region is given; expected a radius eps, or a region of vector fields")
+        return eps
+    if eps is not None or norm != "linf":
+        raise InvalidInputError(
+            f"eps is {eps!r} and norm is {norm!r} beside a region of vector fields; expected one or the other: the"
+            " region has a norm of its own"
+        )
+    return 0.0
 
 
 def _balls(

@@ -38,6 +38,8 @@ class Verdict:
         seconds: wall time.
         claims: lower bounds of margins that a mixed-integer solver claims, capped at 0: floating point, not proved,
             and never a reason for VERIFIED. Empty unless `method="milp"` solved such programs.
+        flow: the vector field (2, height, width) that makes the counterexample of the image, where the region is one of
+            vector fields: how far to the right, and how far down, every pixel looks.
         proof: the file with a proof that `certify check` accepts, if one was asked for and written.
     """
 
@@ -49,6 +51,7 @@ class Verdict:
     seconds: float
     claims: Mapping[int, float] = field(default_factory=dict)
     proof: str | None = None
+    flow: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lower_bounds", MappingProxyType(dict(self.lower_bounds)))

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from certify.errors import InvalidInputError, InvalidTypeError
@@ -12,6 +14,9 @@ from certify.inputs import as_inputs, as_label
 from certify.ir.module import unmerged_graph
 from certify.ir.ops import Shape
 from certify.proof.check.network import Network
+from certify.regions import LpBall
+from certify.regions.spatial import Deformation, VectorField
+from certify.regions.spatial.vector_field import image_of
 from certify.search import Deadline, Outcome, Plan, Problem
 from certify.search.climb import climb
 from certify.setup import Question, plan_of
@@ -27,14 +32,17 @@ def verify(
     x: Any,
     *,
     label: SupportsIndex,
-    eps: SupportsFloat,
+    eps: SupportsFloat | None = None,
     norm: str = "linf",
     domain: Any = None,
     method: str | Plan = "auto",
     timeout: SupportsFloat | None = None,
     proof: str | os.PathLike[str] | None = None,
+    region: VectorField | Deformation | None = None,
 ) -> Verdict:
     """Prove that no input within `eps` of `x` loses the label, or find one that does.
+
+    With `region=VectorField(x, delta, ...)` the inputs are what vector fields make of the image x.
 
     Args:
         network: a torch module that `graph_from_torch` can read, in eval mode.
@@ -52,6 +60,8 @@ def verify(
         timeout: seconds; looked at between layers and attack steps, one of which is always finished.
         proof: a file to write, where the answer is VERIFIED, with a proof that `certify check` accepts in exact
             arithmetic; the time to find it comes on top. Packed unless its name ends in .json.
+        region: in the place of a ball, vector fields that deform the image x: `VectorField(x, ...)`, or only its
+            limits, `Deformation(...)`. No eps, norm or proof then.
 
     Returns:
         The verdict. VERIFIED: every lower bound is positive, rounding included. FALSIFIED: the counterexample
@@ -66,7 +76,10 @@ def verify(
     plan, deadline = plan_of(method), Deadline(_seconds(timeout))
     labels = as_label(label)
     point = _one(x)
-    question = Question.of(network, tuple(point.shape[1:]), eps=eps, norm=norm, domain=domain)
+    if region is not None:
+        _check_image(x, region, proof)
+    limits = region.limits if isinstance(region, VectorField) else region
+    question = Question.of(network, tuple(point.shape[1:]), eps=eps, norm=norm, domain=domain, deformation=limits)
     problem = question.problem(point, labels)
     exactly = None
     if proof is not None:
@@ -78,6 +91,17 @@ def verify(
     if exactly is None or verdict.status is not Status.VERIFIED:
         return verdict
     return replace(verdict, proof=_proved(exactly, problem, verdict, proof))
+
+
+def _check_image(x: Any, region: Any, proof: Any) -> None:
+    """Whether a region of vector fields fits the image."""
+    if not isinstance(region, VectorField | Deformation):
+        raise InvalidTypeError(f"region is a {type(region).__name__}; expected a VectorField or its Deformation")
+    if proof is not None:
+        raise InvalidInputError("proof files are about balls and boxes; expected proof=None beside a region")
+    image = image_of(x, "x")
+    if isinstance(region, VectorField) and not torch.equal(region.image, image):
+        raise InvalidInputError("x is not the image of the region; expected the same one, or a Deformation as region")
 
 
 def _check_place(proof: Any) -> None:
@@ -103,6 +127,7 @@ def _proved(network: Network, problem: Problem, verdict: Verdict, path: Any) -> 
     from certify.proof.writing import save
 
     embed = sum(len(row) for W, _ in network.layers for row in W.values) <= _EMBEDDED
+    assert isinstance(problem.region, LpBall)
     document = prove(Claimed.of(network, problem.region.cpu(), verdict.label, embed=embed), verdict.method)
     if document is None:
         return None
@@ -132,8 +157,17 @@ def _verdict(problem: Problem, outcome: Outcome, label: int, deadline: Deadline)
     (status,), (stage,) = outcome.status, outcome.stage
     assert isinstance(status, Status)
     bounds = zip(problem.margins.rivals[0].tolist(), outcome.lower[0].tolist(), strict=True)
-    witness = outcome.witness.get(0)
-    shaped = None if witness is None else witness.reshape(problem.graph.input_shape).cpu().numpy()
+    shaped, flow = _counterexample(problem, outcome.witness.get(0))
     rivals = problem.margins.rivals[0].tolist()
     claims = {rivals[target]: bound for target, bound in outcome.claims.get(0, {}).items()}
-    return Verdict(status, label, dict(bounds), shaped, stage, deadline.elapsed, claims)
+    return Verdict(status, label, dict(bounds), shaped, stage, deadline.elapsed, claims, flow=flow)
+
+
+def _counterexample(problem: Problem, witness: Tensor | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The input as the network reads it, and the vector field that made it, if one did."""
+    if witness is None:
+        return None, None
+    point = problem.drawn(witness[None])[0].to(problem.dtype).reshape(problem.graph.input_shape).cpu().numpy()
+    if problem.canvas is None:
+        return point, None
+    return point, witness.reshape(2, *problem.canvas.images.shape[2:]).cpu().numpy()

@@ -95,7 +95,7 @@ def sweep(
         if k > 0:
             steps[k] = make_step(graph, node, bounds, slope)
         matters = k == graph.output or (hidden and k in graph.relaxed)
-        if k > 0 and matters and not graph.reads_input(k):
+        if k > 0 and matters and (region.coupled or not graph.reads_input(k)):
             bounds = tighten(graph, region, steps, bounds, k, at_centre[k] > 0)
         yield bounds
 

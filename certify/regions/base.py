@@ -25,6 +25,11 @@ class AbstractRegion(ABC):
 
     centre: Float[Tensor, "batch n"]
 
+    @property
+    def coupled(self) -> bool:
+        """Whether entries depend on each other so much that a sum of a few is worth a bound of its own."""
+        return False
+
     @abstractmethod
     def minimum(
         self, rows: Float[Tensor, "#chosen rows n"], inputs: Int[Tensor, " chosen"] | None = None

@@ -89,6 +89,10 @@ class Box(AbstractRegion):
         """The boxes of some of the inputs."""
         return Box(self.lower[index], self.upper[index])
 
+    def cpu(self) -> "Box":
+        """The same boxes in the memory of the CPU."""
+        return Box(self.lower.cpu(), self.upper.cpu())
+
     def to(self, dtype: torch.dtype) -> "Box":
         """Rounded outward."""
         return self if dtype == self.lower.dtype else Box(cast_down(self.lower, dtype), cast_up(self.upper, dtype))

@@ -11,6 +11,8 @@ from torch import Tensor
 from certify.bounds import METHODS, AbstractMethod, Bounds
 from certify.bounds.base import count_needed, last, place
 from certify.ir import Graph
+from certify.regions import AbstractRegion, Box, LpBall
+from certify.regions.spatial.deformations import Deformations
 from certify.search.attack import PGD
 from certify.search.deadline import Deadline
 from certify.search.milp import require_relu, solve
@@ -124,7 +126,7 @@ def _record(outcome: Outcome, stage: str, index: list[int], witnesses: dict[int,
 
 
 def _check_centres(problem: Problem, outcome: Outcome) -> None:
-    points = problem.region.centre.to(problem.dtype)
+    points = problem.region.centre if problem.canvas is not None else problem.region.centre.to(problem.dtype)
     with torch.no_grad():
         lost = problem.margins.violated(problem.margins_at(points)).nonzero().flatten().tolist()
     if lost:
@@ -150,11 +152,11 @@ def _bound(
     left = outcome.left
     part = problem.select(left)
     method = _timed(method, deadline)
-    hidden = islice(method.steps(problem.graph, part.region, known), count_needed(problem.graph))
+    hidden = islice(method.steps(problem.graph, part.inputs, known), count_needed(problem.graph))
     bounds = last(takewhile(lambda _: not deadline.expired, hidden), Bounds())
     if deadline.expired:
         return None
-    lower = method.margins(problem.graph, part.region, bounds, part.margins)
+    lower = method.margins(problem.graph, part.inputs, bounds, part.margins)
     outcome.lower[left] = torch.maximum(outcome.lower[left], lower.to(outcome.lower))
     for k in left:
         outcome.stage[k] = method.name
@@ -168,7 +170,7 @@ def _attack_again(
 ) -> Bounds:
     """From where a method that left margins open suggests it; the bounds of the inputs still left are returned."""
     left = outcome.left
-    if not left or deadline.expired:
+    if not left or deadline.expired or problem.canvas is not None:
         return known
     part = problem.select(left)
     starts = _timed(method, deadline).suggestions(
@@ -196,7 +198,7 @@ def _search(problem: Problem, plan: Plan, known: Bounds | None, outcome: Outcome
         part, bounds = problem.select([k]), None if known is None else known.select([position])
         limit = deadline.within(plan.limit)
         # Programs and search run on the CPU, wherever the network is.
-        graph, region = place(problem.graph, torch.zeros(0).double()), part.region.cpu()
+        graph, region = place(problem.graph, torch.zeros(0).double()), _on_cpu(part)
         bounds = bounds and bounds.to("cpu")
         if plan.mixed_integer:
             bounds = _programs(part, graph, bounds, outcome, k, limit)
@@ -222,7 +224,7 @@ def _programs(
     judge = _confirm(part)
     found = solve(
         graph,
-        part.region.cpu(),
+        _on_cpu(part),
         part.margins.cpu(),
         lambda x: judge(x, 0),
         deadline=deadline,
@@ -240,11 +242,19 @@ def _programs(
     return found.bounds
 
 
+def _on_cpu(problem: Problem) -> AbstractRegion:
+    region = problem.inputs
+    assert isinstance(region, Box | Deformations | LpBall)
+    return region.cpu()
+
+
 def _confirm(problem: Problem) -> Confirm:
-    """The network itself, on the point as it reads it."""
+    """The network itself, on the point as it reads it, or on what a vector field near it makes."""
 
     def confirm(x: np.ndarray, tree: int) -> np.ndarray | None:
-        point = problem.region.representable(torch.from_numpy(x)[None].to(problem.region.centre), problem.dtype)
+        near = torch.from_numpy(x)[None].to(problem.region.centre)
+        near = near if problem.canvas is None else problem.canvas.fields_near(near)
+        point = problem.region.representable(near, problem.dtype)
         return point[0].cpu().numpy() if bool(problem.is_counterexample(point)) else None
 
     return confirm

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from certify.ir import Graph
 from certify.properties import Margins
-from certify.regions import LpBall
+from certify.regions import AbstractRegion, LpBall
+from certify.regions.spatial.canvas import Canvas
+from certify.regions.spatial.flows import Flows
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,16 +22,24 @@ class Problem:
 
     Bounds are computed on the graph, in float64; counterexamples are judged by the network itself, in its own
     precision.
+
+    The points of `region` are inputs or, with a canvas, vector fields that make inputs of its images.
     """
 
     network: nn.Module
     graph: Graph
-    region: LpBall
+    region: LpBall | Flows
     margins: Margins
     dtype: torch.dtype
+    canvas: Canvas | None = None
 
     def __len__(self) -> int:
         return len(self.region.centre)
+
+    @property
+    def inputs(self) -> AbstractRegion:
+        """A region that holds all inputs in question: what bounds are about."""
+        return self.region if self.canvas is None else self.canvas.outer
 
     @property
     def multiplications(self) -> int:
@@ -39,14 +49,19 @@ class Problem:
 
     def select(self, index: Any) -> "Problem":
         """The questions about some of the inputs."""
-        return replace(self, region=self.region.select(index), margins=self.margins.select(index))
+        canvas = None if self.canvas is None else self.canvas.select(index)
+        return replace(self, region=self.region.select(index), margins=self.margins.select(index), canvas=canvas)
+
+    def drawn(self, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch inputs"]:
+        """The inputs that points of the region stand for."""
+        return points if self.canvas is None else self.canvas.draw(points)
 
     def run(self, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch outputs"]:
         """Outputs of the original network at points rounded to its precision.
 
         It gets a copy: a layer that works in place must not move the points.
         """
-        shaped = points.to(self.dtype).reshape((-1, *self.graph.input_shape)).clone()
+        shaped = self.drawn(points).to(self.dtype).reshape((-1, *self.graph.input_shape)).clone()
         return self.network(shaped).flatten(1).double()
 
     def margins_at(self, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch targets"]:
@@ -58,7 +73,7 @@ class Problem:
 
         Every point is run alone, as a user would: results in a batch can differ in the last digit.
         """
-        points = points.to(self.dtype)
+        points = points.to(self.dtype) if self.canvas is None else points
         with torch.no_grad():
             lost = [self.select([k])._is_lost(points[k : k + 1]) for k in range(len(points))]
         return self.region.contains(points.double()) & torch.tensor(lost, device=points.device)
