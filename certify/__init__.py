@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from certify.properties import Case, Query, read_vnnlib
     from certify.queries import verify_vnnlib
     from certify.regions import Box, LpBall
+    from certify.regions.spatial import Deformation, VectorField
     from certify.search import PGD, Plan
     from certify.verdict import Answer, QueryVerdict, Status, Verdict, Witness
     from certify.verification import verify
@@ -39,6 +40,7 @@ _HOMES = {
     "ImportMismatchError": "certify.errors",
     "InvalidInputError": "certify.errors",
     "InvalidTypeError": "certify.errors",
+    "Deformation": "certify.regions.spatial",
     "LpBall": "certify.regions",
     "PGD": "certify.search",
     "Plan": "certify.search",
@@ -59,6 +61,7 @@ _HOMES = {
     "QueryVerdict": "certify.verdict",
     "ResultsFileError": "certify.errors",
     "Witness": "certify.verdict",
+    "VectorField": "certify.regions.spatial",
     "WorkerLostError": "certify.errors",
     "read_instances": "certify.instances",
     "verify_many": "certify.many",
@@ -74,6 +77,7 @@ __all__ = [
     "Box",
     "Case",
     "CertifyError",
+    "Deformation",
     "EmptyQueryError",
     "ImportMismatchError",
     "Instance",
@@ -89,6 +93,7 @@ __all__ = [
     "Status",
     "TrainModeError",
     "UnsupportedOp",
+    "VectorField",
     "Verdict",
     "Witness",
     "WorkerLostError",

@@ -24,10 +24,11 @@ from certify.batches import (
     open_inputs,
     search_input,
 )
-from certify.errors import InvalidInputError
+from certify.errors import InvalidInputError, InvalidTypeError
 from certify.inputs import as_inputs, as_labels
 from certify.jobs import Ledger, digest_of, run_jobs
 from certify.jobs.ledger import Record
+from certify.regions.spatial import Deformation
 from certify.search import Deadline, Plan
 from certify.setup import Question, plan_of
 from certify.verdict import Status
@@ -53,6 +54,8 @@ class AccuracyReport:
         eps, norm, method: as asked.
         seconds: wall time.
         interrupted: whether the run was stopped before its end; what was not looked at counts as UNKNOWN.
+        region: the limits of vector fields, in the place of a ball; None where there is a ball.
+        flows: by input number the vector field that makes the counterexample.
     """
 
     clean: float
@@ -66,14 +69,17 @@ class AccuracyReport:
     method: str
     seconds: float
     interrupted: bool = False
+    region: Deformation | None = None
+    flows: Mapping[int, np.ndarray] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
     def __len__(self) -> int:
         return len(self.statuses)
 
     def __str__(self) -> str:
         n = len(self)
+        where = f"{self.norm} ball of radius {self.eps:g}" if self.region is None else str(self.region)
         rows = [
-            f"{n} inputs, {self.norm} ball of radius {self.eps:g}, method {self.method}, {self.seconds:.3g} s"
+            f"{n} inputs, {where}, method {self.method}, {self.seconds:.3g} s"
             + (" (interrupted)" if self.interrupted else ""),
             f"  clean      {self.clean:7.2%}   labelled rightly",
             f"  attacked   {self.attacked:7.2%}   and no counterexample found",
@@ -87,13 +93,14 @@ def certified_accuracy(
     X: Any,
     y: Any,
     *,
-    eps: SupportsFloat,
+    eps: SupportsFloat | None = None,
     norm: str = "linf",
     method: str | Plan = "auto",
     domain: Any = None,
     n_jobs: int | None = None,
     results: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    region: Deformation | None = None,
 ) -> AccuracyReport:
     """Attack and certify every input of a data set.
 
@@ -111,6 +118,8 @@ def certified_accuracy(
         results: a file for the answers as they come. A run that was stopped goes on from it; answers to another
             question, network or version are never taken.
         progress: a progress bar: yes, no, or (None) only on a terminal.
+        region: in the place of a ball, limits of vector fields, `Deformation(delta, norm, gamma)`, that deform images
+            X (batch, height, width) or (batch, channels, height, width). No eps and no norm then.
 
     Returns:
         The report. An interrupt (Ctrl-C) does not lose the work: the rest counts as UNKNOWN.
@@ -126,7 +135,9 @@ def certified_accuracy(
         raise InvalidInputError(
             f"X has shape {tuple(inputs.shape)}; expected the batch axis first, then the input's own"
         )
-    question = Question.of(network, tuple(inputs.shape[1:]), eps=eps, norm=norm, domain=domain)
+    if region is not None and not isinstance(region, Deformation):
+        raise InvalidTypeError(f"region is a {type(region).__name__}; expected a Deformation: limits without an image")
+    question = Question.of(network, tuple(inputs.shape[1:]), eps=eps, norm=norm, domain=domain, deformation=region)
     batches = batches_of((question, plan), inputs, as_labels(y, len(inputs)))
     asked = {} if results is None else _asked(question, plan)
     with Ledger.open(results, asked) as ledger:
@@ -140,10 +151,12 @@ def certified_accuracy(
         worst_margins=known.margins,
         counterexamples=MappingProxyType(known.counterexamples),
         eps=question.eps,
-        norm=norm,
+        norm=norm if region is None else region.name,
         method=plan.name,
         seconds=clock.elapsed,
         interrupted=interrupted,
+        region=region,
+        flows=MappingProxyType(known.flows),
     )
 
 
@@ -156,6 +169,7 @@ def _asked(question: Question, plan: Plan) -> dict[str, Any]:
         "network": digest_of_network(question),
         "eps": question.eps,
         "norm": question.norm,
+        "deformation": repr(question.deformation),
         "domain": None if limits is None else digest_of(*limits),
         "plan": repr(plan),
     }

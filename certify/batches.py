@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -84,14 +85,14 @@ def bound_batch(asked: Asked, batch: Batch) -> Record:
     """Attack and bounds, without the search."""
     question, plan = asked
     outcome = _outcome(question, plan.first_part, batch)
-    return _record(batch, outcome, question.graph.input_shape, _OPEN if plan.searches else Status.UNKNOWN.name)
+    return _record(question, batch, outcome, _OPEN if plan.searches else Status.UNKNOWN.name)
 
 
 def search_input(asked: Asked, batch: Batch) -> Record:
     """The search of one input, from the plan's tightest bounds."""
     question, plan = asked
     outcome = _outcome(question, plan.second_part, batch)
-    return _record(batch, outcome, question.graph.input_shape, Status.UNKNOWN.name)
+    return _record(question, batch, outcome, Status.UNKNOWN.name)
 
 
 def _outcome(question: Question, plan: Plan, batch: Batch) -> Outcome:
@@ -100,7 +101,7 @@ def _outcome(question: Question, plan: Plan, batch: Batch) -> Outcome:
         return climb(problem, plan, Deadline())
 
 
-def _record(batch: Batch, outcome: Outcome, shape: tuple[int, ...], unknown: str) -> Record:
+def _record(question: Question, batch: Batch, outcome: Outcome, unknown: str) -> Record:
     names = [unknown if s is None or s is Status.UNKNOWN else s.name for s in outcome.status]
     wrong = [s is Status.FALSIFIED and at == AT_CENTRE for s, at in zip(outcome.status, outcome.stage, strict=True)]
     return {
@@ -108,9 +109,24 @@ def _record(batch: Batch, outcome: Outcome, shape: tuple[int, ...], unknown: str
         "status": names,
         "clean": [not w for w in wrong],
         "margin": [bound_to_json(v) for v in outcome.lower.amin(1).tolist()],
-        "counterexamples": {
-            str(k): array_to_json(point.reshape(shape).cpu().numpy()) for k, point in sorted(outcome.witness.items())
-        },
+        **_witnesses(question, batch, outcome),
+    }
+
+
+def _witnesses(question: Question, batch: Batch, outcome: Outcome) -> Record:
+    """Counterexamples as the network reads them, and the vector fields that made them, if any did."""
+    shape, flows = question.graph.input_shape, {}
+    points = dict(sorted(outcome.witness.items()))
+    if question.deformation is not None and points:
+        chosen = list(points)
+        problem = question.problem(batch.inputs[chosen], batch.labels[chosen])
+        fields = torch.stack(list(points.values()))
+        assert problem.canvas is not None
+        flows = dict(zip(chosen, fields.reshape(-1, 2, *problem.canvas.images.shape[2:]), strict=True))
+        points = dict(zip(chosen, problem.drawn(fields).to(question.dtype), strict=True))
+    return {
+        "counterexamples": {str(k): array_to_json(v.reshape(shape).cpu().numpy()) for k, v in points.items()},
+        "flows": {str(k): array_to_json(v.cpu().numpy()) for k, v in flows.items()},
     }
 
 
@@ -123,12 +139,13 @@ def open_inputs(batch: Batch, ledger: Ledger) -> list[Batch]:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """For some inputs: rightly labelled or not, statuses, smallest lower bounds, counterexamples by number."""
+    """For some inputs: right or not, statuses, smallest lower bounds, counterexamples and their fields by number."""
 
     clean: np.ndarray
     statuses: np.ndarray
     margins: np.ndarray
     counterexamples: dict[int, np.ndarray]
+    flows: dict[int, np.ndarray]
 
     @staticmethod
     def of(record: Record) -> "Answers":
@@ -138,7 +155,7 @@ class Answers:
             np.array(record["clean"], dtype=bool),
             np.array([Status[name] for name in names], dtype=object),
             np.array([bound_from_json(v) for v in record["margin"]]),
-            {int(k): array_from_json(point) for k, point in record["counterexamples"].items()},
+            *({int(k): array_from_json(v) for k, v in record[name].items()} for name in ("counterexamples", "flows")),
         )
 
     @staticmethod
@@ -150,6 +167,7 @@ class Answers:
             np.concatenate([p.statuses for p in parts]),
             np.concatenate([p.margins for p in parts]),
             {int(s) + k: x for s, p in zip(starts, parts, strict=True) for k, x in p.counterexamples.items()},
+            {int(s) + k: x for s, p in zip(starts, parts, strict=True) for k, x in p.flows.items()},
         )
 
     def searched(self, k: int, found: "Answers") -> None:
@@ -158,13 +176,15 @@ class Answers:
         self.margins[k] = max(self.margins[k], found.margins[0])
         for point in found.counterexamples.values():
             self.counterexamples[k] = point
+        for field in found.flows.values():
+            self.flows[k] = field
 
 
 def answers_of(question: Question, batch: Batch, known: dict[str, Any]) -> Answers:
     """What the results say; of a batch that was not looked at, which inputs are labelled rightly."""
     if batch.key not in known:
         plan = Plan("the inputs themselves", (), attack=None)
-        return Answers.of(_record(batch, _outcome(question, plan, batch), question.graph.input_shape, "UNKNOWN"))
+        return Answers.of(_record(question, batch, _outcome(question, plan, batch), "UNKNOWN"))
     answers = Answers.of(known[batch.key])
     for k in range(len(batch)):
         if batch.single(k).key in known:

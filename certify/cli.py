@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from certify.properties import Query
+    from certify.regions.spatial import Deformation
     from certify.verdict import QueryVerdict, Witness
 
 _STARTED = perf_counter()
@@ -145,11 +146,17 @@ def _add_accuracy(commands: Any) -> None:
     accuracy = commands.add_parser(
         "accuracy",
         help="certified accuracy on labelled inputs",
-        description="Count the inputs of an .npz file (arrays X and y) whose label is proved to hold in a ball.",
+        description="Count the inputs of an .npz file (arrays X and y) whose label is proved to hold in a ball, or,"
+        " with --spatial, for all smooth vector fields that deform an image.",
     )
     accuracy.add_argument("network", type=Path, help="ONNX file, plain or gzipped")
     accuracy.add_argument("data", type=Path, help=".npz file with the arrays X (inputs) and y (labels)")
-    accuracy.add_argument("--eps", type=float, required=True, help="radius of the ball, in the units of X")
+    accuracy.add_argument("--eps", type=float, help="radius of the ball, in the units of X")
+    accuracy.add_argument(
+        "--spatial", action="store_true", help="images X deformed by vector fields, in place of a ball"
+    )
+    accuracy.add_argument("--delta", type=float, help="with --spatial: the longest vector, in pixels")
+    accuracy.add_argument("--gamma", type=float, help="with --spatial: how much neighbouring vectors may differ")
     accuracy.add_argument("--norm", default="linf", choices=("linf", "l2", "l1"), help="default: %(default)s")
     accuracy.add_argument("--method", default="crown", help="bounding method (default: %(default)s)")
     accuracy.add_argument("--domain", type=float, nargs=2, metavar=("LOW", "HIGH"), help="limits of valid inputs")
@@ -291,6 +298,7 @@ def _accuracy(options: argparse.Namespace) -> int:
     from certify.accuracy import certified_accuracy
     from certify.ir.module import module_from_onnx
 
+    region = _deformation(options)
     limit = _positive(options.limit)
     X, y = (array[:limit] for array in _labelled(options.data))
     with _workers(options):
@@ -299,14 +307,30 @@ def _accuracy(options: argparse.Namespace) -> int:
             X,
             y,
             eps=options.eps,
-            norm=options.norm,
+            norm=options.norm if region is None else "linf",
             method=options.method,
             domain=options.domain,
             n_jobs=options.jobs,
             results=options.results,
+            region=region,
         )
     print(report)
     return _STOPPED if report.interrupted else 0
+
+
+def _deformation(options: argparse.Namespace) -> "Deformation | None":
+    """The limits of vector fields, if they are asked for."""
+    if not options.spatial:
+        if options.delta is not None or options.gamma is not None:
+            raise ValueError("--delta and --gamma are about vector fields; expected --spatial beside them")
+        if options.eps is None:
+            raise ValueError("--eps is missing; expected a radius, or --spatial with --delta")
+        return None
+    if options.eps is not None or options.delta is None:
+        raise ValueError("--spatial goes with --delta (and --gamma), and without --eps")
+    from certify.regions.spatial import Deformation
+
+    return Deformation(options.delta, options.norm, options.gamma)
 
 
 def _labelled(path: Path) -> "tuple[np.ndarray, np.ndarray]":

@@ -107,7 +107,9 @@ class Question:
 def _radius_of(eps: Any, norm: str, deformation: Deformation | None) -> Any:
     if deformation is None:
         if eps is None:
-            raise InvalidInputError("neither eps nor region is given; expected a radius eps, or a region of vector fields")
+            raise InvalidInputError(
+                "neither eps nor region is given; expected a radius eps, or a region of vector fields"
+            )
         return eps
     if eps is not None or norm != "linf":
         raise InvalidInputError(

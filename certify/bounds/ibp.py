@@ -35,7 +35,8 @@ def interval_of(graph: Graph, node: int, bounds: Bounds, region: AbstractRegion)
     op = graph.nodes[node].op
     if not isinstance(op, AbstractAffine):
         return relaxation_of(op).interval(*bounds[graph.nodes[node].inputs[0]])
-    if isinstance(op, Linear) and not isinstance(region, Box) and graph.reads_input(node):
+    # A coupled region's forms cost too much to bound all of them: substitution bounds those that matter.
+    if isinstance(op, Linear) and not isinstance(region, Box) and not region.coupled and graph.reads_input(node):
         return _first_layer(op, region)
     return _hinted(graph.nodes[node], bounds, _affine(op, graph.nodes[node], bounds))
 

@@ -3,7 +3,8 @@
 Variables are the network's inputs and one value for every undecided entry of a relaxed operation; every other
 value of the network is an affine expression of these. An undecided entry obeys its two extreme lower lines
 and its upper line: for ReLU the triangle (Ehlers, "Formal verification of piece-wise linear feed-forward
-neural networks", ATVA 2017). A region that is not a box enters by tangents, added where a minimiser is outside.
+neural networks", ATVA 2017). A region that is not a box enters by tangents, added where a minimiser is outside;
+deformed images by the vector fields that make them (`certify.bounds.flow_rows`).
 
 What the solver returns is a hint, never a bound: `certify.bounds.hints` evaluates its multipliers.
 """
@@ -19,10 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certify.bounds.base import Bounds
+from certify.bounds.flow_rows import add_flow_rows
 from certify.errors import InvalidInputError
 from certify.ir import Graph
 from certify.ir.ops import AbstractAffine
 from certify.regions import AbstractRegion
+from certify.regions.spatial.deformations import Deformations
 from certify.relaxations import relaxation_of
 
 Vector = Float[np.ndarray, " _"]
@@ -110,7 +113,7 @@ class LinearModel:
             if not self._solved():
                 return None
             found = self.solver.getSolution()
-            point = np.append(np.asarray(found.col_value), 1.0)
+            point = np.append(np.asarray(found.col_value)[:n], 1.0)
             if not self.add_tangent(point):
                 break
         return Solution(float(objective @ point), point, np.asarray(found.row_dual))
@@ -171,7 +174,10 @@ def linear_model(question: Question, upto: int) -> LinearModel:
             relaxed.append(entry)
         else:
             expressions[k] = _affine(graph, k, expressions)
-    return LinearModel(region, expressions, tuple(relaxed), program.solver())
+    solver = program.solver()
+    if isinstance(region, Deformations):
+        add_flow_rows(solver, region)
+    return LinearModel(region, expressions, tuple(relaxed), solver)
 
 
 def _is_relaxed(graph: Graph, k: int) -> bool:

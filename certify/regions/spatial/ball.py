@@ -91,7 +91,7 @@ class Ball:
     def points(self) -> Points:
         """Integer points inside, cuts of grid lines with the rim, corners of the rim (t = 2: between its octants)."""
         inside = self.grid[np.linalg.norm(self.grid, self.order, axis=1) <= self.delta]
-        lines = [i for i in range(-self.reach, self.reach + 1) if abs(i) <= self.delta]
+        lines = [float(i) for i in range(-self.reach, self.reach + 1) if abs(i) <= self.delta]
         cuts = [(i, sign * self._half(i)) for i in lines for sign in (-1.0, 1.0)]
         far = self.delta if self.order == np.inf else self.delta / sqrt(2)
         corners = [] if self.order == 1 else [(x, y) for x in (-far, far) for y in (-far, far)]
@@ -100,7 +100,9 @@ class Ball:
 
     @cached_property
     def hinted(self) -> Points:
-        """These, and the middle of every slanted piece of the rim."""
+        """These, and for t = 1 the middle of every slanted piece of the rim; for t = 2 they are dense enough."""
+        if self.order == 2:
+            return self.points
         middles = [_along(self, piece)[_ON_RIM // 2] for piece in range(len(self._rim.ends))]
         return np.concatenate([self.points, np.array(middles).reshape(-1, 2)])
 
@@ -124,11 +126,15 @@ class Ball:
 
     @cached_property
     def _rim(self) -> _Rim:
-        pieces = [] if self.order == np.inf else [_mirrored(self, cell, signs, swap) for cell, signs, swap in _cells(self)]
+        pieces = (
+            [] if self.order == np.inf else [_mirrored(self, cell, signs, swap) for cell, signs, swap in _cells(self)]
+        )
         kept = [piece for piece in pieces if piece is not None]
         corners, base, ends = zip(*kept, strict=True) if kept else ((), (), ())
         return _Rim(
-            np.array(corners, dtype=int).reshape(-1, 4), np.array(base).reshape(-1, 2), np.array(ends).reshape(-1, 2)
+            np.array(corners, dtype=int).reshape(-1, 4),
+            np.array(base, dtype=float).reshape(-1, 2),
+            np.array(ends, dtype=float).reshape(-1, 2),
         )
 
     def least(self, values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
@@ -245,7 +251,7 @@ def _on_arcs(ball: Ball, values: Float[Tensor, "*batch n"], found: Float[Tensor,
         return found
     own = tuple(part[index] for part in (*parts, beta, gamma))
     least = _on_chosen_arcs(ball.delta, own, base[index[-1]], ends[index[-1]])
-    owner = matters.flatten(0, -2).nonzero()[:, 0]
+    owner = matters.reshape(-1, matters.shape[-1]).nonzero()[:, 0]
     return found.flatten().scatter_reduce(0, owner, least, "amin").reshape(found.shape)
 
 

@@ -15,13 +15,14 @@ from certify.regions.spatial.bilinear import patches
 from certify.regions.spatial.edges import OnEdges, saddle
 from certify.regions.spatial.flows import Flows
 from certify.regions.spatial.windows import Windows
-from certify.rounding import cast_down, cast_up, gamma as rounding_of
+from certify.rounding import cast_down, cast_up
+from certify.rounding import gamma as rounding_of
 
 # Rows are bounded in chunks of about this many numbers, which stay in a core's cache.
 _CHUNK = 2**18
 # Steps of the multipliers: this many, more where there are few rows.
-_FEWEST, _MOST, _WORK = 40, 300, 20_000
-_ASCENT_STEPS = 40
+_FEWEST, _MOST, _WORK = 30, 400, 16_000
+_ASCENT_STEPS = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +115,16 @@ class Deformations(AbstractRegion):
         sizes = torch.einsum("rchw,rchw->rhw", local.abs(), around.abs().amax(-1))
         weights, points = self._hints
         costs = (values.float() @ weights).permute(0, 3, 1, 2)
-        found = saddle(costs, points, self.gamma, steps).multipliers
+        found = saddle(costs, points, self.gamma, steps, wanted=False).multipliers
         return judged(self.ball, self.gamma, values, sizes, OnEdges(found.along.to(rows), found.down.to(rows)))
 
     def minimiser(self, rows: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         """A point of the relaxation: at every pixel a mean of values that it can take, where row.x is nearly least."""
         return self.mean_image(self.weights_at(rows))
 
-    def weights_at(self, rows: Float[Tensor, "batch n"], steps: int = _ASCENT_STEPS) -> Float[Tensor, "batch points h w"]:
+    def weights_at(
+        self, rows: Float[Tensor, "batch n"], steps: int = _ASCENT_STEPS
+    ) -> Float[Tensor, "batch points h w"]:
         """Weights on the hinted points at every pixel: the primal part of the dual bound."""
         shaped, (weights, points) = rows.reshape(self.images.shape), self._hints
         per_row = shaped[0, 0].numel() * len(points)
@@ -202,7 +205,7 @@ def judged(
     sizes: Float[Tensor, "rows height width"],
     edges: OnEdges,
 ) -> Float[Tensor, " rows"]:
-    """The dual function at given multipliers, rounded down; the better one of these and none.
+    """The dual function at given multipliers, rounded down.
 
     Args:
         ball: of a single vector.
@@ -216,7 +219,6 @@ def judged(
     tilted = values + torch.einsum("rchw,nc->rhwn", pull, grid)
     paid = gamma * edges.sizes()
     size = sizes.flatten(1).sum(1) + 8 * (1 + ball.delta) * edges.sizes() + paid
-    # Sums over channels, corners and pixels, of numbers that `size` holds; doubled for what is not in it to first order.
+    # Sums over channels, corners and pixels of numbers that `size` holds; doubled for what it has to first order only.
     rounding = 2 * rounding_of(values[0].numel(), values.dtype) * size
-    # Nothing between two pixels is below what the patch's corners have, so a NaN or infinite entry shows.
     return ball.least(tilted).flatten(1).sum(1) - paid - rounding

@@ -14,7 +14,7 @@ from certify.regions.spatial.edges import OnEdges, saddle
 from certify.rounding import gamma as rounding_of
 
 # Steps of the inner problems: rows of `minimum`, directions of an attack, projections.
-_BOUND_STEPS, _DIRECTION_STEPS, _PROJECTION_STEPS = 200, 30, 60
+_BOUND_STEPS, _DIRECTION_STEPS, _PROJECTION_STEPS = 200, 12, 30
 # Shorter vectors move nothing: the images cannot be deformed.
 _STILL = 1e-100
 
@@ -72,9 +72,11 @@ class Flows(AbstractRegion):
 
     def _saddle(self, fields: Float[Tensor, "rows 2 height width"], steps: int) -> tuple[OnEdges, Tensor]:
         """Multipliers, and fields that are nearly least and nearly allowed."""
-        points, limit = self._vertices, torch.inf if self.gamma is None else self.gamma
+        points = self._vertices
         costs = torch.einsum("kc,rchw->rkhw", points, fields.float())
-        found = saddle(costs, points, limit, steps)
+        if self.gamma is None:
+            return OnEdges.of(torch.zeros_like(fields)), points[costs.argmin(1)].permute(0, 3, 1, 2).to(fields)
+        found = saddle(costs, points, self.gamma, steps)
         means = torch.einsum("kc,rkhw->rchw", points, found.weights)
         edges = OnEdges(found.multipliers.along.to(fields), found.multipliers.down.to(fields))
         return edges, means.to(fields)
@@ -111,11 +113,10 @@ class Flows(AbstractRegion):
         """The nearest field, nearly: accelerated ascent on the multipliers of the differences, then pulled inside."""
         fields = self.fields(points)
         nearest = _clipped(fields, self.ball)
-        if self.gamma is None:
-            return nearest.flatten(1)
-        steep = (OnEdges.of(nearest).largest() > self.gamma).nonzero().flatten()
-        if len(steep):
-            nearest = nearest.index_copy(0, steep, self._smoothed(fields[steep], self.gamma))
+        if self.gamma is not None:
+            steep = (OnEdges.of(nearest).largest() > self.gamma).nonzero().flatten()
+            if len(steep):
+                nearest = nearest.index_copy(0, steep, self._smoothed(fields[steep], self.gamma))
         return self._pulled(nearest).flatten(1)
 
     def _smoothed(self, fields: Float[Tensor, "batch 2 height width"], gamma: float) -> Tensor:

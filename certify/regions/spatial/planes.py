@@ -67,7 +67,7 @@ def _pivot(
     slope = (sides @ (at[:, 1:] - at[:, :1]).unsqueeze(2)).squeeze(2)
     below = heights - slope @ where.T
     new = below.argmin(1)
-    base = (at[:, 0] - (slope * corner[:, 0]).sum(1))
+    base = at[:, 0] - (slope * corner[:, 0]).sum(1)
     violated = below.gather(1, new[:, None])[:, 0] < base - 1e-12 * (1e-9 + heights.abs().amax(1))
     centre = torch.tensor(_OFF).to(where) * delta
     share, change = (_barycentric(sides, corner, point) for point in (centre, where[new]))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,7 +19,7 @@ from certify.regions.spatial.deformations import Deformations, pixel_box
 from certify.regions.spatial.flows import Flows
 from certify.regions.spatial.planes import Plane, planes_below
 
-_NORMS = {"l1": 1, "l2": 2, "linf": inf, 1: 1, 2: 2, inf: inf}
+_NORMS = {"l1": 1.0, "l2": 2.0, "linf": inf, 1: 1.0, 2: 2.0, inf: inf}
 _NAMES = {1: "l1", 2: "l2", inf: "linf"}
 # Pixels beyond which the closed forms would hold more than a thousand candidates each.
 _LARGEST_DELTA = 8.0
@@ -41,10 +41,10 @@ class Deformation:
         InvalidInputError: for negative, NaN or excessive limits, an unknown norm or padding.
     """
 
-    delta: float
-    norm: float | str = inf
-    gamma: float | None = None
-    padding: Literal["border"] = "border"
+    delta: Any
+    norm: Any = inf
+    gamma: Any = None
+    padding: str = "border"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "delta", _limit(self.delta, "delta", "a finite length >= 0, in pixels"))
@@ -54,7 +54,9 @@ class Deformation:
             raise InvalidInputError(f"norm is {self.norm!r}; expected 1, 2 or infinity, or 'l1', 'l2', 'linf'")
         object.__setattr__(self, "norm", _NORMS[self.norm])
         if self.gamma is not None and self.gamma != inf:
-            object.__setattr__(self, "gamma", _limit(self.gamma, "gamma", "a number >= 0 in pixels, or None for no limit"))
+            object.__setattr__(
+                self, "gamma", _limit(self.gamma, "gamma", "a number >= 0 in pixels, or None for no limit")
+            )
         elif self.gamma == inf:
             object.__setattr__(self, "gamma", None)
         if self.padding != "border":
@@ -137,8 +139,8 @@ def as_images(inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch cha
     shape = tuple(inputs.shape)
     if inputs.ndim not in (3, 4):
         raise InvalidInputError(
-            f"the inputs have shape {shape}; expected images (batch, height, width) or (batch, channels, height, width):"
-            " reshape them, as vector fields need to know which pixels are neighbours"
+            f"the inputs have shape {shape}; expected images (batch, height, width) or (batch, channels, height,"
+            " width): reshape them, as vector fields need to know which pixels are neighbours"
         )
     images = inputs if inputs.ndim == 4 else inputs.unsqueeze(1)
     check_layout(images, shape, "X", sure=True)
@@ -175,10 +177,10 @@ class VectorField:
     """
 
     image: Any
-    delta: float
-    norm: float | str = inf
-    gamma: float | None = None
-    padding: Literal["border"] = "border"
+    delta: Any
+    norm: Any = inf
+    gamma: Any = None
+    padding: str = "border"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", image_of(self.image))
