@@ -321,10 +321,8 @@ def _accuracy(options: argparse.Namespace) -> int:
 def _deformation(options: argparse.Namespace) -> "Deformation | None":
     """The limits of vector fields, if they are asked for."""
     if not options.spatial:
-        if options.delta is not None or options.gamma is not None:
-            raise ValueError("--delta and --gamma are about vector fields; expected --spatial beside them")
-        if options.eps is None:
-            raise ValueError("--eps is missing; expected a radius, or --spatial with --delta")
+        if options.eps is None or options.delta is not None or options.gamma is not None:
+            raise ValueError("expected --eps, or --spatial with --delta (and --gamma)")
         return None
     if options.eps is not None or options.delta is None:
         raise ValueError("--spatial goes with --delta (and --gamma), and without --eps")

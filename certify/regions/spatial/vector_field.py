@@ -70,7 +70,7 @@ class Deformation:
     @property
     def name(self) -> str:
         """As reports call the norm."""
-        return _NAMES[self.norm]  # type: ignore[index]
+        return _NAMES[self.norm]
 
     @property
     def ball(self) -> Ball:
