@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from certify_cases import seeded
+from onnx_cases import Case
 from scipy.optimize import linprog
 from shared_data import SHARED
 from torch import nn
 
 import certify
 from certify.bounds import CROWN, AlphaCROWN, TriangleLP
-from certify.bounds.base import Bounds
+from certify.bounds.base import Bounds, place
+from certify.bounds.linear_model import Question, linear_model
+from certify.cli import main
 from certify.errors import InvalidInputError, InvalidTypeError
 from certify.ir.from_torch import graph_from_torch
 from certify.properties import margins_of_labels
@@ -28,6 +31,8 @@ from certify.regions.spatial.deformations import Deformations, pixel_box
 from certify.regions.spatial.edges import OnEdges
 from certify.regions.spatial.planes import planes_below
 from certify.regions.spatial.vector_field import image_of
+from certify.search import Deadline
+from certify.search.milp import MixedIntegerModel
 
 INF = float("inf")
 NORMS = (1.0, 2.0, INF)
@@ -598,3 +603,60 @@ def test_differences_and_their_adjoint():
     of_field = OnEdges.of(field)
     inner = (of_field.along * edges.along).sum() + (of_field.down * edges.down).sum()
     torch.testing.assert_close(inner, (field * edges.adjoint()).sum())
+
+
+def test_mixed_integer_programs_lie_between_their_linear_ones_and_fields():
+    """HiGHS's claims on the programs with fields as variables: LP <= MILP <= every field; ours stay below fields."""
+    network, image = small_networks()["dense"], torch.rand((1, 1, 6, 6), generator=seeded(60), dtype=torch.float64)
+    graph = place(graph_from_torch(network, input_shape=(1, 6, 6)), image)
+    margins = margins_of_labels(torch.tensor([1]), 3)
+    for norm in NORMS:
+        deformation = Deformation(0.5, norm, 0.1)
+        outer = deformation.canvas(image).outer
+        bounds = CROWN()(graph, outer)
+        flows = deformation.flows(image).select([0] * 500)
+        points = deform(image.expand(500, -1, -1, -1), flows.fields(flows.sample(seeded(61))))
+        values = margins.select([0] * 500).of_outputs(graph(points)).amin(0)
+        proved = CROWN().margins(graph, outer, bounds, margins)[0]
+        question = Question(graph, outer, bounds)
+        linear, mixed = linear_model(question, graph.output), MixedIntegerModel.of(question)
+        for k in range(2):
+            objective = margins.rows[0, k].numpy() @ linear.expressions[graph.output]
+            loose = linear.minimise(objective)
+            claim = mixed.minimise(objective, Deadline())
+            assert loose.value <= claim.bound + 1e-5
+            assert claim.bound <= values[k] + 1e-5
+            assert proved[k] <= values[k]
+
+
+SEARCH = certify.Plan("search", (certify.bounds.IBP(),), attack=None, complete=True, limit=60.0)
+
+
+@pytest.mark.parametrize("method", ["milp", "lp", SEARCH], ids=["milp", "lp", "search"])
+def test_the_exact_end_answers_with_smooth_fields(method):
+    network = small_networks()["dense"]
+    image = torch.rand((6, 6), generator=seeded(62)).double()
+    label = int(network(image[None].float()).argmax())
+    region = VectorField(image.float().double(), 0.4, gamma=0.02)
+    verdict = certify.verify(network, image.float(), label=label, region=region, method=method)
+    assert verdict.status is certify.Status.VERIFIED
+    fields = region.sample(100)
+    outputs = network(region.deform(fields).float())
+    assert (outputs.argmax(1) == label).all()
+
+
+def test_the_command_line_knows_fields(tmp_path, capsys):
+    weight = torch.randn((3, 36), generator=seeded(64)).numpy()
+    images = torch.rand((2, 1, 6, 6), generator=seeded(63)).numpy()
+    nodes = [("Flatten", "x", {}), ("Gemm", "0 w b", {"transB": 1})]
+    case = Case(("N", 1, 6, 6), nodes, {"w": weight, "b": np.zeros(3, np.float32)})
+    (tmp_path / "net.onnx").write_bytes(case.model())
+    np.savez(tmp_path / "data.npz", X=images, y=(images.reshape(2, 36) @ weight.T).argmax(1))
+    files = ["accuracy", str(tmp_path / "net.onnx"), str(tmp_path / "data.npz")]
+    assert main([*files, "--spatial", "--delta", "0.05", "--gamma", "0.01", "--norm", "l2"]) == 0
+    assert "vector fields of l2 length 0.05, gamma 0.01" in capsys.readouterr().out
+    for wrong in (["--delta", "0.1"], ["--spatial"], ["--spatial", "--delta", "0.1", "--eps", "0.1"], []):
+        assert main([*files, *wrong]) == 2
+        assert "--spatial" in capsys.readouterr().err
+    assert main([*files, "--spatial", "--delta", "-1"]) == 2
+    assert "delta is -1" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad, softshrink
 
 # Steps: of the weights, relative to the mean range of the costs; and the product of both, in units where it converges.
 _WEIGHTS, _PRODUCT = 0.5, 1.8
@@ -47,30 +48,6 @@ class OnEdges:
         zero = self.along.new_zeros((len(self.along), 1))
         return torch.cat([zero, *parts], 1).amax(1)
 
-    def shrunk(self, step: "OnEdges", size: float, limit: float) -> "OnEdges":
-        """self + size * step, then nearer to zero by size * limit."""
-        return OnEdges(*(_soft(torch.add(f, d, alpha=size), size * limit) for f, d in self._with(step)))
-
-    def plus(self, other: "OnEdges") -> "OnEdges":
-        """The sum."""
-        return OnEdges(*(a + b for a, b in self._with(other)))
-
-    def add_(self, other: "OnEdges", factor: int) -> None:
-        """Adds a multiple in place."""
-        self.along.add_(other.along, alpha=factor)
-        self.down.add_(other.down, alpha=factor)
-
-    def times(self, factor: float | Tensor) -> "OnEdges":
-        """A multiple."""
-        return OnEdges(self.along * factor, self.down * factor)
-
-    def _with(self, other: "OnEdges") -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        return (self.along, other.along), (self.down, other.down)
-
-
-def _soft(value: Tensor, limit: float) -> Tensor:
-    return torch.nn.functional.softshrink(value, limit)
-
 
 @dataclass(frozen=True, eq=False)
 class Saddle:
@@ -103,32 +80,30 @@ def saddle(
         steps: of the method.
         wanted: whether the weights are; if not, they are zeros.
     """
-    shape, reach = costs.shape[2:], float(points.square().sum(1).max())
-    flat = costs.flatten(2)
+    height, width = costs.shape[2:]
+    flat, reach = costs.flatten(2), max(float(points.square().sum(1).max()), 1e-30)
     scale = (flat.amax(1) - flat.amin(1)).mean(1).clamp(min=1e-30)[:, None, None]
-    pull, places = flat * (_WEIGHTS / scale), points.expand(len(flat), -1, -1)
-    size, tilt = _PRODUCT / (8 * max(reach, 1e-30) * _WEIGHTS), places * -_WEIGHTS
+    pull, places = flat * (_WEIGHTS / scale), points.T.expand(len(flat), -1, -1)
+    size, tilt = _PRODUCT / (8 * reach * _WEIGHTS), _WEIGHTS * places.transpose(1, 2)
     logits, mean = torch.zeros_like(flat), torch.zeros_like(flat)
-    field = ahead = _means(places, torch.softmax(logits, 1), shape)
-    edges = OnEdges.of(torch.zeros_like(field))
-    total = edges.times(1.0)
+    field = ahead = (places @ torch.softmax(logits, 1)).unflatten(2, (height, width))
+    along, down = torch.zeros_like(field.diff(dim=-1)), torch.zeros_like(field.diff(dim=-2))
+    totals = torch.zeros_like(along), torch.zeros_like(down)
     for count in range(1, steps + 1):
-        edges = edges.shrunk(OnEdges.of(ahead), size, gamma)
-        logits.sub_(pull).baddbmm_(tilt, edges.adjoint().flatten(2))
+        along = softshrink(along.add(ahead.diff(dim=-1), alpha=size), size * gamma)
+        down = softshrink(down.add(ahead.diff(dim=-2), alpha=size), size * gamma)
+        out = pad(along, (1, 1)).diff(dim=-1) + pad(down, (0, 0, 1, 1)).diff(dim=-2)  # less what comes in
+        logits.sub_(pull).baddbmm_(tilt, out.flatten(2))
         if count % _RECENTRED == 0:
             logits.sub_(logits.amax(1, keepdim=True)).clamp_(min=_LEAST_LOGIT)
         weights = torch.softmax(logits, 1)
-        moved = _means(places, weights, shape)
-        ahead, field = torch.add(moved - field, moved), moved
+        moved = (places @ weights).unflatten(2, (height, width))
+        ahead, field = moved.mul(2).sub_(field), moved
         # Later iterates count more: the mean converges like the last one, and does not oscillate.
-        total.add_(edges, count)
+        totals[0].add_(along, alpha=count)
+        totals[1].add_(down, alpha=count)
         if wanted:
             mean.add_(weights, alpha=count)
     share = 2 / (steps * (steps + 1))
-    return Saddle(total.times(share * scale.unsqueeze(3)), (mean * share).unflatten(2, shape))
-
-
-def _means(
-    places: Float[Tensor, "rows points 2"], weights: Float[Tensor, "rows points n"], shape: torch.Size
-) -> Tensor:
-    return (places.transpose(1, 2) @ weights).unflatten(2, shape)
+    back = share * scale.unsqueeze(3)
+    return Saddle(OnEdges(totals[0] * back, totals[1] * back), (mean * share).unflatten(2, (height, width)))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad, softshrink
 
 from certify.regions.base import AbstractRegion
 from certify.regions.spatial.ball import Ball
@@ -122,13 +123,18 @@ class Flows(AbstractRegion):
     def _smoothed(self, fields: Float[Tensor, "batch 2 height width"], gamma: float) -> Tensor:
         if gamma == 0:
             return _clipped(fields.mean((2, 3), keepdim=True).expand_as(fields), self.ball)
-        now = before = OnEdges.of(torch.zeros_like(fields))
+        pair = last = (torch.zeros_like(fields.diff(dim=-1)), torch.zeros_like(fields.diff(dim=-2)))
         for count in range(_PROJECTION_STEPS):
             share = count / (count + 3)
-            ahead = now.times(1 + share).plus(before.times(-share))
-            nearest = _clipped(fields - ahead.adjoint(), self.ball)
-            before, now = now, ahead.shrunk(OnEdges.of(nearest), 1 / 8, gamma)
-        return _clipped(fields - now.adjoint(), self.ball)
+            along, down = (new + share * (new - old) for new, old in zip(pair, last, strict=True))
+            out = pad(along, (1, 1)).diff(dim=-1) + pad(down, (0, 0, 1, 1)).diff(dim=-2)
+            nearest = _clipped(fields + out, self.ball)
+            last = pair
+            pair = (
+                softshrink(along.add(nearest.diff(dim=-1), alpha=1 / 8), gamma / 8),
+                softshrink(down.add(nearest.diff(dim=-2), alpha=1 / 8), gamma / 8),
+            )
+        return _clipped(fields - OnEdges(*pair).adjoint(), self.ball)
 
     def _pulled(self, fields: Float[Tensor, "batch 2 height width"]) -> Tensor:
         """Towards zero as far as it takes to be inside, rounding included."""
