@@ -411,6 +411,7 @@ def test_margins_of_fields_stay_above_every_method(norm, name, gamma):
             assert ((at >= low - 1e-9) & (at <= high + 1e-9)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", small_networks())
 def test_smoother_fields_have_better_margins(name):
     network = small_networks()[name]
@@ -605,6 +606,7 @@ def test_differences_and_their_adjoint():
     torch.testing.assert_close(inner, (field * edges.adjoint()).sum())
 
 
+@pytest.mark.slow
 def test_mixed_integer_programs_lie_between_their_linear_ones_and_fields():
     """HiGHS's claims on the programs with fields as variables: LP <= MILP <= every field; ours stay below fields."""
     network, image = small_networks()["dense"], torch.rand((1, 1, 6, 6), generator=seeded(60), dtype=torch.float64)
