@@ -32,18 +32,18 @@ def noisy(n=80, seed=0):
 
 def test_scores_are_those_of_training_on_each_fold_alone():
     X, y = noisy()
-    folds = KFold(3)
-    model = ConvexReLURegressorCV(weight_decays=[0.1, 0.6, 0.3], cv=folds, tol=1e-4, random_state=0).fit(X, y)
+    folds = KFold(2)
+    model = ConvexReLURegressorCV(weight_decays=[0.1, 0.6, 0.3], cv=folds, tol=1e-3, random_state=0).fit(X, y)
     assert model.weight_decays_.tolist() == [0.6, 0.3, 0.1]
-    assert model.scores_.shape == (3, 3)
+    assert model.scores_.shape == (3, 2)
     for k, (train, test) in enumerate(folds.split(X)):
         for decay, score in zip(model.weight_decays_, model.scores_[:, k], strict=True):
-            alone = convexnn.ConvexReLURegressor(weight_decay=decay, tol=1e-4, random_state=0).fit(X[train], y[train])
+            alone = convexnn.ConvexReLURegressor(weight_decay=decay, tol=1e-3, random_state=0).fit(X[train], y[train])
             assert -score == pytest.approx(((alone.predict(X[test]) - y[test]) ** 2).mean() / 2, rel=3e-2)
     best = model.scores_.mean(axis=1).argmax()
     assert model.weight_decay_ == model.weight_decays_[best]
-    whole = convexnn.ConvexReLURegressor(weight_decay=model.weight_decay_, tol=1e-4, random_state=0).fit(X, y)
-    assert model.result_.objective == pytest.approx(whole.result_.objective, rel=2e-4)
+    whole = convexnn.ConvexReLURegressor(weight_decay=model.weight_decay_, tol=1e-3, random_state=0).fit(X, y)
+    assert model.result_.objective == pytest.approx(whole.result_.objective, rel=2e-3)
     assert model.result_.weight_decay == model.weight_decay_
     assert len(model.path_.points) == best + 1
 
@@ -61,7 +61,7 @@ def test_classes(scoring):
     X, y = load_iris(return_X_y=True)
     names = np.array(["setosa", "versicolor", "virginica"])[y]
     X = (X - X.mean(0)) / X.std(0)
-    model = ConvexReLUClassifierCV(weight_decays=[1.0, 0.1, 0.02], cv=3, scoring=scoring, tol=5e-2, random_state=0)
+    model = ConvexReLUClassifierCV(weight_decays=[1.0, 0.05], cv=2, scoring=scoring, tol=5e-2, random_state=0)
     model.fit(X, names)
     assert model.weight_decay_ < 1.0
     assert model.score(X, names) > 0.93

@@ -219,12 +219,19 @@ def test_single_precision_networks_keep_their_outputs():
     assert pruned.n_neurons < pruned.n_given
 
 
-@pytest.mark.parametrize("correction", ["weight-decay", "least-squares", "slide"])
-@pytest.mark.parametrize(("loss", "kind"), [("squared", 0), ("logistic", 0), ("softmax", 0)])
-def test_curves(correction, loss, kind):
+CURVES = [(correction, loss) for correction in ("weight-decay", "least-squares") for loss in ("squared", "softmax")]
+SLOW_CURVES = [("slide", "softmax"), ("weight-decay", "logistic"), ("least-squares", "logistic")]
+
+
+@pytest.mark.parametrize(
+    ("correction", "loss"),
+    [*CURVES, ("slide", "squared"), ("slide", "logistic")]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CURVES],
+)
+def test_curves(correction, loss):
     """Sizes fall, figures are those of the networks, and the first point costs nothing."""
-    X, y = data_of(loss, kind)
-    network, _ = stationary_copies(loss, kind, 40, 0.05, copies=2)
+    X, y = data_of(loss, 0)
+    network, _ = stationary_copies(loss, 0, 40, 0.05, copies=2)
     curve = pruning_curve(network, X, y, loss=loss, weight_decay=0.05, correction=correction, test=(X, y))
     sizes = [point.n_neurons for point in curve.points]
     assert sizes == sorted(set(sizes), reverse=True)
