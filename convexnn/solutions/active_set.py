@@ -168,7 +168,10 @@ class ActiveSet:
     def condition(self) -> float:
         """Smallest over largest eigenvalue of the Hessian scaled to a unit diagonal: zero where it is singular."""
         scale = self.hessian.diagonal().clamp(min=1e-300).rsqrt()
-        values = torch.linalg.eigvalsh(scale[:, None] * self.hessian * scale)
+        scaled = scale[:, None] * self.hessian * scale
+        if not bool(torch.isfinite(scaled).all()):  # a neuron has vanished
+            return 0.0
+        values = torch.linalg.eigvalsh(scaled)
         return float(values[0] / values[-1]) if len(values) else 1.0
 
     @property

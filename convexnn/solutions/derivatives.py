@@ -133,6 +133,11 @@ def sensitivity(
                 f"no stationary point was reached near the network: the gradient is {at.residual:.1e} of the weight "
                 "decay. Train it longer, or check loss and weight_decay."
             )
+        if len(at.Z) and float(at.excess()[0].max()) > _RESIDUAL:
+            raise SolverError(
+                "the stationary point near the network is no local minimum: the objective falls off a kink. Train it "
+                "longer, or check loss and weight_decay."
+            )
         if at.condition < _SINGULAR:
             raise SolverError(
                 f"the Hessian is singular (condition {at.condition:.1e}): the network next to this one is not unique."

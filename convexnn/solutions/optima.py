@@ -28,7 +28,7 @@ from convexnn.solutions.pruning import pruned_neurons
 from convexnn.solvers.answer import ProgramAnswer, ProgramLimits
 from convexnn.solvers.sliding import SlidingFrankWolfe, SlidingState, confirmation_effort
 from convexnn.solvers.working_set import solve_working_set
-from convexnn.task import Task, read_task, seed_of
+from convexnn.task import Task, check_fits, read_task, seed_of
 from convexnn.training import train
 
 METHODS = ("interior-point", "exact", "global")
@@ -38,7 +38,8 @@ _ALIKE = 1 - 1e-10  # cosine from which two directions are one neuron
 _TINY = 1e-6  # the same for the masses of an interior point
 _SAME_NEURON = 1 - 1e-6  # cosine of blocks that hold one neuron
 _AROUND = 3
-_SETTLING = 20  # times that neurons are added to a network that is optimal but for them
+_FAILURES = 3  # of Newton's method before that ends
+_SETTLING = 30  # times that neurons are added to a network that is optimal but for them
 _SCREENED = 0.1  # how far below the weight decay projections need not be computed
 _CPU = torch.device("cpu")
 
@@ -91,6 +92,8 @@ def optimal_set(
     if network is not None and method != "global":
         raise InvalidInputError('network= is for method="global".')
     tol = positive(tol, "tol")
+    if tol >= _SCREENED:
+        raise InvalidInputError(f"tol={tol:g}; less than {_SCREENED:g} is expected: that is what is computed.")
     data, seed = read_matrix(X), seed_of(random_state)
     task = read_task(data, y, loss, weight_decay, (hidden_bias, output_bias), sample_weight, _CPU)
     generator = torch.Generator().manual_seed(seed)
@@ -112,7 +115,9 @@ def optimal_set(
         found = train(X, y, loss=loss, weight_decay=weight_decay, sample_weight=sample_weight, tol=1e-6, **settings)
         network = found.network
     with torch.no_grad():
-        given = task.reduction.restrict(from_torch(network).balanced())
+        neurons = from_torch(network).to(_CPU)
+        check_fits(neurons, task.full)
+        given = task.reduction.restrict(neurons.balanced())
         at, program = _settled(task.reduced, _polished(task.reduced, given, 1e-6), generator, tol)
         return set_of(task, program, at, "local-search", tol)
 
@@ -128,17 +133,18 @@ def _settled(problem: Problem, at: ActiveSet, generator: torch.Generator, tol: f
     A training gap of 1e-6 leaves correlations a thousandth too large: such neurons are added, all weights slide
     to a stationary point, and that one is taken to rounding, until neither the search nor a pattern nearby has one.
     """
-    solver, pairs = SlidingFrankWolfe(), ColumnPairs.fit(problem.X)
+    solver, pairs, failures = SlidingFrankWolfe(), ColumnPairs.fit(problem.X), 0
     for left in range(_SETTLING, -1, -1):
         V = problem.admit(at.dual)
         found, program = _searched(problem, at, V, generator, tol)
         if left == 0 or found.best() <= problem.weight_decay * (1 + 0.5 * tol):
             break
         state = SlidingState(at.neurons.balanced(), V, found, _PROGRAM_TOL, first=False, objective=at.objective)
-        moved = _polished(problem, solver.improve(problem, state, pairs).neurons, 1e-10)
-        if not moved.objective < at.objective:
+        moved = _polished(problem, solver.improve(problem, state, pairs).neurons, 100.0**failures * 1e-10)
+        lower = moved.objective < at.objective
+        at, failures = (moved, 0) if lower else (at, failures + 1)
+        if failures == _FAILURES:
             break
-        at = moved
     return at, program
 
 
@@ -149,7 +155,9 @@ def _searched(
     effort, pairs = confirmation_effort(problem), ColumnPairs.fit(problem.X)
     found = judge(problem, V, at.neurons, effort=effort, generator=generator, pairs=pairs).candidates
     near = found.U[found.values >= problem.weight_decay * (1 - 1e3 * tol)]
-    program = ReLUProgram(problem, patterns_of(problem.X, torch.cat([at.Z, near]), generator, around=_AROUND))
+    program = ReLUProgram(
+        problem, patterns_of(problem.X, torch.cat([at.Z, near, found.U[:1]]), generator, around=_AROUND)
+    )
     around = _projections(program, V, problem.weight_decay * (1 + 0.5 * tol)).flatten(0, -2)
     around = around[around.norm(dim=1) > problem.weight_decay * (1 + 0.5 * tol)]
     return merge(found, evaluate(problem.X, V, around)), program

@@ -115,8 +115,9 @@ class OptimalSet:
         Raises:
             InvalidInputError: x has a negative entry, or other outputs than the set (beyond 1e-8).
         """
-        if weights.shape != self.reference.shape or (weights < 0).any():
-            raise InvalidInputError(f"weights of shape {self.reference.shape} and >= 0 are expected.")
+        weights = np.asarray(weights, dtype=float)
+        if weights.shape != self.reference.shape or not (np.isfinite(weights) & (weights >= 0)).all():
+            raise InvalidInputError(f"weights of shape {self.reference.shape}, finite and >= 0, are expected.")
         weights = np.where(weights > _ROUNDING * weights.max(initial=0.0), weights, 0.0)
         neurons = self._network(torch.from_numpy(weights))
         scale = max(float(self.output.abs().max()), 1e-300)
@@ -161,6 +162,9 @@ class OptimalSet:
 
     def least(self, costs: Float[np.ndarray, " m"]) -> OptimalNetwork:
         """The vertex with the least costs'x."""
+        costs = np.asarray(costs, dtype=float)
+        if costs.shape != self.reference.shape or not np.isfinite(costs).all():
+            raise InvalidInputError(f"costs of shape {self.reference.shape}, all finite, are expected.")
         x = self.polytope.maximise(-costs)
         return self.element(x, float(costs @ x))
 

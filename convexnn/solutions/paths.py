@@ -213,6 +213,8 @@ Follow = Callable[[float], _Found]
 def _grid(given: Sequence[float] | None, level: float, n_points: int) -> list[float]:
     if given is None:
         return np.geomspace(level, _SPAN * level, n_points).tolist() if level > 0 else [1.0]
+    if isinstance(given, str) or not np.iterable(given):
+        raise InvalidInputError(f"weight_decays={given!r}; a sequence of numbers > 0 is expected, such as [{given}].")
     decays = sorted({positive(value, "weight_decays") for value in given}, reverse=True)
     if not decays:
         raise InvalidInputError("weight_decays is empty; leave it out for a grid below the null level.")

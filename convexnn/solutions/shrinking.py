@@ -123,6 +123,8 @@ def _sizes(wanted: Sequence[int] | None, size: int) -> list[int]:
     """Falling, below what there is."""
     if wanted is None:
         wanted = np.unique(np.round(np.geomspace(1, max(size, 1), _N_SIZES)).astype(int)).tolist()
+    if isinstance(wanted, str) or not np.iterable(wanted):
+        raise InvalidInputError(f"sizes={wanted!r}; a sequence of integers of at least 1 is expected.")
     if any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1 for k in wanted):
         raise InvalidInputError(f"sizes={wanted!r}; integers of at least 1 are expected.")
     return sorted({int(k) for k in wanted if k < size}, reverse=True)
@@ -210,7 +212,7 @@ _CORRECTIONS: dict[str, Callable[[Problem, Neurons, Tensor], Neurons]] = {
 
 def _scorer(task: Task, given: Neurons, test: tuple[Any, Any] | None, loss: str) -> Callable[[Neurons], SizedNetwork]:
     problem = task.full
-    held = None if test is None else _read_test(test, loss, problem)
+    held = None if test is None else _read_test(test, loss, problem, problem.n_inputs - task.hidden_bias)
 
     def score(neurons: Neurons) -> SizedNetwork:
         module = to_torch(neurons, hidden_bias=task.hidden_bias, output_bias=problem.output_bias)
@@ -227,12 +229,13 @@ def _scorer(task: Task, given: Neurons, test: tuple[Any, Any] | None, loss: str)
     return score
 
 
-def _read_test(test: tuple[Any, Any], loss: str, problem: Problem) -> tuple[Tensor, AbstractLoss]:
+def _read_test(test: tuple[Any, Any], loss: str, problem: Problem, n_columns: int) -> tuple[Tensor, AbstractLoss]:
     X = read_matrix(test[0], "the test features")
     read = read_loss(loss, test[1], len(X))
-    if read.n_outputs != problem.loss.n_outputs:
+    if read.n_outputs != problem.loss.n_outputs or X.shape[1] != n_columns:
         raise InvalidInputError(
-            f"the test targets have {read.n_outputs} outputs; those of training have {problem.loss.n_outputs}."
+            f"the test data have {X.shape[1]} columns and {read.n_outputs} outputs; those of training have "
+            f"{n_columns} and {problem.loss.n_outputs}."
         )
     return X, read
 

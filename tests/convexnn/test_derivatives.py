@@ -7,7 +7,7 @@ from convexnn_cases import normal, targets_of
 
 import convexnn
 from convexnn.data import read_loss
-from convexnn.errors import InvalidInputError
+from convexnn.errors import InvalidInputError, SolverError
 from convexnn.network import to_torch
 from convexnn.problem import Problem
 from convexnn.solutions.active_set import ActiveSet, polish
@@ -98,6 +98,14 @@ def test_what_has_no_derivative_is_refused():
         sensitivity(network, X, y, loss="hinge", weight_decay=DECAY)
     with pytest.raises(InvalidInputError, match="labels"):
         _ = sensitivity(network, X, y, loss="logistic", weight_decay=DECAY).influence
+
+
+def test_a_network_that_was_not_trained_is_refused():
+    """Newton's method ends at a kink that the objective falls off, or nowhere."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1)).double()
+    with pytest.raises(SolverError):
+        sensitivity(network, normal(40, 3, seed=100), targets_of("squared", 40, 0), weight_decay=DECAY)
 
 
 def test_dependent_contributions_make_the_hessian_singular():

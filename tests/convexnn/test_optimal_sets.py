@@ -1,17 +1,20 @@
 """Optimal sets: every element is optimal, every optimum that another solver finds is an element."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from convexnn_cases import normal
 
 import convexnn
-from convexnn.errors import InvalidInputError
+from convexnn.errors import InvalidInputError, SolverError
 from convexnn.network import from_torch
 from convexnn.neurons import Neurons, unit_rows
 from convexnn.patterns import enumerate_patterns
 from convexnn.programs import ReLUProgram
-from convexnn.solutions.optima import optimal_set
+from convexnn.solutions.active_set import stationary
+from convexnn.solutions.optima import optimal_set, set_of
 from convexnn.solutions.optimal_sets import OptimalSet
 from convexnn.solvers.answer import ProgramLimits
 from convexnn.solvers.reference import solve_reference
@@ -222,26 +225,51 @@ def test_sampled_programs():
     assert sampled.element(sampled.reference).fit_change < 1e-12
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_weights_outside_are_refused():
     found = circle_set()
-    for weights in (2 * found.reference, found.reference - 1.0, np.ones(3)):
+    assert found.element(found.reference.tolist()).fit_change < 1e-10
+    for weights in (2 * found.reference, found.reference - 1.0, np.ones(3), np.nan * found.reference):
         with pytest.raises(InvalidInputError):
             found.element(weights)
 
 
-def test_no_neuron_pays_for_its_weights():
-    found = circle_set(weight_decay=10.0)
+def test_a_stationary_point_that_is_no_optimum_has_no_optimal_set():
+    """Without one of its neurons, all others at rest: that neuron's correlation is above the weight decay."""
+    found = circle_set()
+    problem = found.task.reduced
+    program = ReLUProgram(problem, enumerate_patterns(problem.X))
+    lame = replace(found.neurons, W=found.neurons.W[:1], A=found.neurons.A[:1])
+    at = stationary(problem, lame)
+    assert at.residual < 1e-9
+    with pytest.raises(SolverError, match="above the weight decay"):
+        set_of(found.task, program, at, "all-patterns", 1e-6)
+
+
+@pytest.mark.parametrize("method", ["exact", "global"])
+def test_no_neuron_pays_for_its_weights(method):
+    found = circle_set(weight_decay=10.0, method=method)
     assert found.dimension == 0
     assert found.element(found.reference).n_neurons == 0
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_inputs_are_checked():
     X, y = circle()
     for wrong in ({"loss": "hinge"}, {"method": "admm"}, {"network": torch.nn.Linear(2, 1)}, {"tol": 0.0}):
         with pytest.raises(InvalidInputError):
             optimal_set(X, y, **({"weight_decay": 0.1} | wrong))
+    for network in (torch.nn.Linear(3, 4), torch.nn.Linear(2, 4, bias=False)):
+        module = torch.nn.Sequential(network, torch.nn.ReLU(), torch.nn.Linear(4, 1)).double()
+        with pytest.raises(InvalidInputError, match="inputs"):
+            optimal_set(X, y, weight_decay=0.1, method="global", network=module)
+    with pytest.raises(InvalidInputError, match="tol"):
+        optimal_set(X, y, weight_decay=0.1, tol=0.5)
     with pytest.raises(InvalidInputError, match="columns"):
         circle_set().outputs_at(np.zeros((3, 5)))
+    for costs in ([1.0], np.full(len(circle_set().reference), np.nan)):
+        with pytest.raises(InvalidInputError, match="costs"):
+            circle_set().least(costs)
 
 
 def test_a_network_that_is_given_is_taken_as_the_optimum():

@@ -196,7 +196,13 @@ def test_figures():
 
 
 def test_inputs_are_checked():
-    for wrong in ({"method": "admm"}, {"weight_decays": []}, {"weight_decays": [0.1, -1.0]}, {"n_points": 0}):
+    for wrong in (
+        {"method": "admm"},
+        {"weight_decays": []},
+        {"weight_decays": [0.1, -1.0]},
+        {"n_points": 0},
+        {"weight_decays": 0.1},
+    ):
         with pytest.raises(InvalidInputError):
             small("squared", "global", **wrong)
     with pytest.raises(InvalidInputError, match="test"):

@@ -275,10 +275,14 @@ def test_corrections_are_minima_of_what_they_say():
             assert value(Neurons(neurons.W, neurons.A, neurons.bias + step)) >= value(neurons) - 1e-12
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unknown_corrections_and_sizes_are_refused():
     X, y = data_of("squared", 0)
     network = to_torch(random_neurons(3, 3, 1, seed=3), hidden_bias=False, output_bias=False)
     with pytest.raises(InvalidInputError, match="correction"):
         pruning_curve(network, X, y, weight_decay=0.1, correction="none")
-    with pytest.raises(InvalidInputError, match="sizes"):
-        pruning_curve(network, X, y, weight_decay=0.1, sizes=[0])
+    for sizes in ([0], 3, "12"):
+        with pytest.raises(InvalidInputError, match="sizes"):
+            pruning_curve(network, X, y, weight_decay=0.1, sizes=sizes)
+    with pytest.raises(InvalidInputError, match="test data"):
+        pruning_curve(network, X, y, weight_decay=0.1, test=(X[:, :2], y))
