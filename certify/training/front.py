@@ -130,10 +130,13 @@ def front(
     Args:
         make_network: makes a new network; all are trained from the same seed.
         loader: as for `fit`.
-        X, y: held-out inputs and class numbers.
-        eps, recipe, domain: as for `fit`.
+        X: held-out inputs.
+        y: their class numbers.
+        eps: as for `fit`.
         methods: losses, by name or as values.
         alphas: weights of the bounds, each from 0 to 1.
+        recipe: as for `fit`.
+        domain: as for `fit`.
         plan: how to certify, as `method` of `certified_accuracy`.
         directory: keeps checkpoints and answers; a run that was stopped goes on from them.
         progress: as for `fit`.

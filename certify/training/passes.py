@@ -109,7 +109,8 @@ def enclose(
 
     Args:
         network: any module of the operations that `certify.verify` reads.
-        centre, radius: the boxes.
+        centre: of the boxes, `(batch, ...)`.
+        radius: of the boxes, of the same shape.
         points: inputs that run along, for example attacked ones.
 
     Raises:

@@ -158,7 +158,6 @@ def train_linear(
 
 def _judged(problem: Problem, of: Reduced, V: Float[Tensor, "r K"]) -> float:
     """The bound on the data themselves: V = -grad L at the weights behind the reduced dual point."""
-    W = V.new_zeros(V.shape)
     W = (of.B - V) / of.s[:, None].clamp(min=torch.finfo(V.dtype).tiny)
     full, bias = of.lifted(W)
     U = problem.dual_point(problem.X @ full + bias)
