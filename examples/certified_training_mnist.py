@@ -1,6 +1,6 @@
 """A small convolutional network that is provably robust, on MNIST: trained, attacked, certified.
 
-Run it with: python examples/certified_training_mnist.py --eps 0.1 --checkpoint mnist.pt   (about an hour on one core)
+Run it with: python examples/certified_training_mnist.py --eps 0.1 --checkpoint mnist.pt   (long: 70 epochs)
              python examples/certified_training_mnist.py --quick                            (seconds; a toy)
 
 MNIST is read from ../shared/data/mnist.npz, or the file that you name; elsewhere scikit-learn's digits stand in, blown
