@@ -7,7 +7,6 @@
 Seconds are CPU seconds of one thread.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import certify
 from benchmarks.data import shared_file
+from benchmarks.parts import run_parts
 from certify import training
 from convexnn import Robust, train
 
@@ -266,16 +266,5 @@ PARTS: dict[str, Callable[[bool], Any]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=PARTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    for name, part in PARTS.items():
-        if arguments.only == name or (arguments.only is None and name != "mnist"):
-            part(arguments.quick)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(__doc__, PARTS, only=("mnist",))

@@ -7,9 +7,7 @@
 Seconds are CPU seconds of one thread. Columns of the data are scaled to unit variance.
 """
 
-import argparse
 import resource
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import nn
 import convexnn
 from benchmarks.data import shared_file
 from benchmarks.deep import run_linear, run_parallel
+from benchmarks.parts import run_parts
 from benchmarks.training import breast_cancer, digits, teacher
 from convexnn.errors import InvalidInputError, SolverError
 from convexnn.network import from_torch
@@ -282,18 +281,5 @@ PARTS: dict[str, Callable[[bool], None]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=PARTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    started = time.perf_counter()
-    for name, part in PARTS.items():
-        if arguments.only in (None, name):
-            part(arguments.quick)
-    print(f"\n{time.perf_counter() - started:.0f} s in all")
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(__doc__, PARTS)
