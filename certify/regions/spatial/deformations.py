@@ -11,7 +11,7 @@ from torch import Tensor
 from certify.regions.base import AbstractRegion
 from certify.regions.box import Box
 from certify.regions.spatial.ball import Ball
-from certify.regions.spatial.bilinear import patches
+from certify.regions.spatial.bilinear import deform, patches
 from certify.regions.spatial.edges import OnEdges, saddle
 from certify.regions.spatial.flows import Flows
 from certify.regions.spatial.windows import Windows
@@ -159,8 +159,6 @@ class Deformations(AbstractRegion):
 
     def sample(self, generator: torch.Generator) -> Float[Tensor, "batch n"]:
         """The image of a random field."""
-        from certify.regions.spatial.bilinear import deform
-
         flows = self.flows
         return deform(self.images, flows.fields(flows.sample(generator))).flatten(1)
 
