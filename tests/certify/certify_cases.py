@@ -37,11 +37,12 @@ def randomised(net: nn.Module, seed: int) -> nn.Module:
     g = seeded(seed)
     with torch.no_grad():
         for layer in net.modules():
-            if isinstance(layer, nn.Linear):
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=g) / layer.in_features**0.5)
+            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                inputs = layer.weight[0].numel()
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=g) / inputs**0.5)
                 if layer.bias is not None:
                     layer.bias.copy_(0.3 * torch.randn(layer.bias.shape, generator=g))
-            elif isinstance(layer, nn.BatchNorm1d):
+            elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                 layer.running_mean.copy_(0.5 * torch.randn(layer.running_mean.shape, generator=g))
                 layer.running_var.copy_(0.5 + torch.rand(layer.running_var.shape, generator=g))
                 if layer.affine:
