@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from certify.errors import CertifyError, InvalidInputError, UnsupportedOp
 from certify.ir.build import Builder, Value
-from certify.ir.torch_rules import CREATORS, MOVES, QUERIES, RULES, SAME, moved, plain_name
+from certify.ir.torch_names import CREATORS, MOVES, QUERIES, SAME, moved
+from certify.ir.torch_rules import RULES, plain_name
 
 
 @dataclass

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from certify.errors import UnsupportedOp
-from certify.ir.torch_rules import CREATORS, MOVES, QUERIES, SAME, plain_name
+from certify.ir.torch_names import CREATORS, MOVES, QUERIES, SAME
+from certify.ir.torch_rules import plain_name
 from certify.training.enclosures import Enclosure, affine
 from certify.training.rules import RULES
 

@@ -10,7 +10,8 @@ from torch_cases import TORCH_CASES, Fn
 import certify
 from certify.ir.from_torch import graph_from_torch
 from certify.ir.ops import Linear, Sum
-from certify.ir.torch_rules import CREATORS, MOVES, QUERIES, RULES, SAME
+from certify.ir.torch_names import CREATORS, MOVES, QUERIES, SAME
+from certify.ir.torch_rules import RULES
 from certify.properties import Margins
 
 by_case = pytest.mark.parametrize("name", TORCH_CASES)
