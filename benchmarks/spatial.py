@@ -1,24 +1,21 @@
 """Certificates against vector fields on MNIST networks: certified share over delta and gamma, and the attack's ceiling.
 
     python -m benchmarks.spatial [--networks dense robust convolutional] [--norms linf] [--deltas 0.1 0.2 0.3 0.5]
-        [--gammas inf 0.5 0.25 0.1] [--method crown] [--limit 100] [--quick]
+        [--gammas inf 0.5 0.25 0.1] [--method crown] [--limit 100] [--results runs/spatial] [--quick]
 
-The first images of the test set; an image counts where the network labels it rightly. What is certified for a set of
-fields is certified for its subsets, and a field that fools stays one in larger sets: so gammas go from large to small
-and deltas from small to large, an image is bounded only while its last delta was certified and no larger gamma has
-settled it, and is attacked only while nothing smaller fools it. Without gamma the bound is that of a box. Seconds are
-CPU seconds of one thread for each bound, without the attack.
+The first images of the test set; an image counts where the network labels it rightly. Cells: per cent certified / for
+which the attack finds no field. `certify.accuracy_map` chooses what is bounded and attacked. Seconds are CPU
+seconds of one thread for a bound, without the attack. With `--results` a run that was stopped goes on.
 """
 
 import argparse
-import statistics
-import time
-from dataclasses import dataclass
+import itertools
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import certify
 from benchmarks.data import SHARED
@@ -29,7 +26,6 @@ FILES = {
     "robust": "chiu_ADV_MNIST.npz",
     "convolutional": "mnist_cnn_a_adv.npz",
 }
-ATTACK = certify.Plan("attack", (), attack=certify.PGD(steps=20, restarts=2))
 
 
 def load(name: str) -> nn.Module:
@@ -51,86 +47,64 @@ def load(name: str) -> nn.Module:
     return nn.Sequential(*layers[:-1]).eval()
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What is known for one pair of limits."""
-
-    certified: Tensor
-    fooled: Tensor
-    seconds: list[float]
-
-
-def attacked(network: nn.Module, X: Tensor, y: Tensor, region: certify.Deformation, known: Tensor) -> Tensor:
-    """Which images are fooled, with those that are known to be."""
-    fooled, left = known.clone(), (~known).nonzero().flatten()
-    if len(left):
-        report = certify.certified_accuracy(network, X[left], y[left], region=region, method=ATTACK, progress=False)
-        fooled[left] = torch.tensor([status is certify.Status.FALSIFIED for status in report.statuses])
-    return fooled
+def shown(found: certify.AccuracyMap, norm: str, deltas: list[float], gammas: list[float]) -> None:
+    """A table of one norm."""
+    number = {(r.name, r.delta, inf if r.gamma is None else r.gamma): k for k, r in enumerate(found.regions)}
+    print(f"\n| {norm}, gamma | " + " | ".join(f"delta {delta:g}" for delta in deltas) + " |")
+    print("|---|" + "---|" * len(deltas))
+    for gamma in gammas:
+        index = [number[norm, delta, gamma] for delta in deltas]
+        cells = zip(100 * found.certified[index], 100 * found.attacked[index], strict=True)
+        print(f"| {gamma:g} | " + " | ".join(f"{low:.0f} / {high:.0f}" for low, high in cells) + " |")
 
 
-def cell(
-    network: nn.Module, X: Tensor, y: Tensor, region: certify.Deformation, method: str, known: tuple[Tensor, ...]
-) -> Cell:
-    """`known`: certified in a larger set, fooled in a smaller one, certified in the last smaller one."""
-    larger, smaller, before = known
-    fooled = attacked(network, X, y, region, smaller)
-    certified, seconds = larger.clone(), []
-    plan = certify.Plan(method, (METHODS[method],), attack=None)
-    for k in (before & ~fooled & ~larger).nonzero().flatten().tolist():
-        start = time.process_time()
-        verdict = certify.verify(network, X[k], label=int(y[k]), region=region, method=plan)
-        seconds.append(time.process_time() - start)
-        certified[k] = verdict.status is certify.Status.VERIFIED
-    assert not bool((certified & fooled).any())
-    return Cell(certified, fooled, seconds)
-
-
-def table(network: nn.Module, X: Tensor, y: Tensor, options: argparse.Namespace, norm: str) -> list[float]:
-    """Prints a line for each pair of limits; returns all seconds."""
-    right = network(X.float()).argmax(1) == y
-    certified = dict.fromkeys(options.deltas, torch.zeros_like(right))
-    times: list[float] = []
-    for gamma in sorted(options.gammas, reverse=True):
-        before, smaller = right, ~right
-        for delta in sorted(options.deltas):
-            region = certify.Deformation(delta, norm, gamma)
-            found = cell(network, X, y, region, options.method, (certified[delta], smaller, before))
-            certified[delta], smaller = found.certified, found.fooled
-            before = found.certified
-            times += found.seconds
-            share, ceiling = (100 * float(v.double().mean()) for v in (found.certified, ~found.fooled))
-            median = f"{statistics.median(found.seconds):8.2f}" if found.seconds else "       -"
-            print(f"  {norm:>4} {delta:5.2f} {gamma:6.2f} | {share:9.1f} {ceiling:9.1f} {median}", flush=True)
-    return times
+def timed(found: certify.AccuracyMap) -> None:
+    """Seconds of the bounds that were needed, without gamma and with it."""
+    with_gamma = np.array([region.coupled for region in found.regions])
+    for name, chosen in (("without gamma", ~with_gamma), ("with gamma", with_gamma)):
+        seconds = found.seconds[:, chosen]
+        seconds = seconds[np.isfinite(seconds)]
+        if len(seconds):
+            print(
+                f"CPU seconds of a bound {name}: median {np.median(seconds):.2f}, longest {seconds.max():.2f},"
+                f" {len(seconds)} bounds, {seconds.sum():.0f} in all"
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(FILES), choices=FILES)
-    parser.add_argument("--norms", nargs="+", default=["linf", "l2", "l1"])
+    parser.add_argument("--norms", nargs="+", default=["linf", "l2", "l1"], choices=("linf", "l2", "l1"))
     parser.add_argument("--deltas", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.5])
     parser.add_argument("--gammas", nargs="+", type=float, default=[inf, 0.5, 0.25, 0.1])
     parser.add_argument("--method", default="crown", choices=METHODS)
     parser.add_argument("--limit", type=int, default=100)
-    parser.add_argument("--quick", action="store_true", help="three images, two deltas, two gammas, one norm")
+    parser.add_argument("--results", type=Path, help="a folder for the answers, to go on from")
+    parser.add_argument("--quick", action="store_true", help="two images, two deltas, two gammas, one norm")
     options = parser.parse_args()
     if options.quick:
-        options.networks, options.norms, options.limit = ["dense"], ["linf"], 3
+        options.networks, options.norms, options.limit = ["dense"], ["linf"], 2
         options.deltas, options.gammas = [0.1, 0.2], [inf, 0.1]
     torch.set_num_threads(1)
     stored = np.load(SHARED / "data" / "mnist.npz")
     X = torch.from_numpy(stored["x_test"][: options.limit]).double()[:, None] / 255
     y = torch.from_numpy(stored["y_test"][: options.limit]).long()
+    sets = itertools.product(options.norms, options.deltas, options.gammas)
+    regions = [certify.Deformation(delta, norm, gamma) for norm, delta, gamma in sets]
+    plan = certify.Plan(options.method, (METHODS[options.method],), attack=certify.PGD(steps=20, restarts=2))
     for name in options.networks:
-        network = load(name)
-        clean = 100 * float((network(X.float()).argmax(1) == y).double().mean())
-        print(f"{name} ({FILES[name]}), {options.limit} images, {clean:.1f} % clean, method {options.method}")
-        print("  norm delta  gamma | certified unfooled median s", flush=True)
+        file = None
+        if options.results is not None:
+            options.results.mkdir(parents=True, exist_ok=True)
+            file = options.results / f"{name}-{options.method}.jsonl"
+        found = certify.accuracy_map(load(name), X, y, regions=regions, method=plan, results=file, progress=False)
+        print(
+            f"\n### {name} ({FILES[name]}), {options.method}, {len(X)} images, {100 * found.clean.mean():.0f} % clean"
+        )
         for norm in options.norms:
-            times = table(network, X, y, options, norm)
-            if times:
-                print(f"  {norm}: median {statistics.median(times):.2f} s, longest {max(times):.2f} s of {len(times)}")
+            shown(found, norm, options.deltas, options.gammas)
+        print()
+        timed(found)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from certify.ir.from_torch import graph_from_torch
     from certify.ir.module import module_from_onnx
     from certify.many import ManyVerdicts, verify_many
+    from certify.maps import AccuracyMap, accuracy_map
     from certify.properties import Case, Query, read_vnnlib
     from certify.queries import verify_vnnlib
     from certify.regions import Box, LpBall
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from certify.verification import verify
 
 _HOMES = {
+    "AccuracyMap": "certify.maps",
     "AccuracyReport": "certify.accuracy",
     "Box": "certify.regions",
     "CertifyError": "certify.errors",
@@ -48,6 +50,7 @@ _HOMES = {
     "TrainModeError": "certify.errors",
     "UnsupportedOp": "certify.errors",
     "Verdict": "certify.verdict",
+    "accuracy_map": "certify.maps",
     "certified_accuracy": "certify.accuracy",
     "graph_from_torch": "certify.ir.from_torch",
     "module_from_onnx": "certify.ir.module",
@@ -72,6 +75,7 @@ _HOMES = {
 
 __all__ = [
     "PGD",
+    "AccuracyMap",
     "AccuracyReport",
     "Answer",
     "Box",
@@ -97,6 +101,7 @@ __all__ = [
     "Verdict",
     "Witness",
     "WorkerLostError",
+    "accuracy_map",
     "bounds",
     "certified_accuracy",
     "graph_from_torch",

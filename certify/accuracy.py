@@ -139,7 +139,7 @@ def certified_accuracy(
         raise InvalidTypeError(f"region is a {type(region).__name__}; expected a Deformation: limits without an image")
     question = Question.of(network, tuple(inputs.shape[1:]), eps=eps, norm=norm, domain=domain, deformation=region)
     batches = batches_of((question, plan), inputs, as_labels(y, len(inputs)))
-    asked = {} if results is None else _asked(question, plan)
+    asked = {} if results is None else asked_of(question, plan)
     with Ledger.open(results, asked) as ledger:
         interrupted = _run(question, plan, batches, ledger, n_jobs, progress)
         known = Answers.join([answers_of(question, batch, ledger.known) for batch in batches])
@@ -160,8 +160,8 @@ def certified_accuracy(
     )
 
 
-def _asked(question: Question, plan: Plan) -> dict[str, Any]:
-    """What the answers depend on beside the inputs and labels, which are in the keys."""
+def asked_of(question: Question, plan: Plan) -> dict[str, Any]:
+    """What answers depend on beside the inputs and labels, which are in their keys."""
     limits = None if question.domain is None else [v.numpy() for v in question.domain]
     return {
         "version": version("convexnn"),

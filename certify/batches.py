@@ -84,18 +84,19 @@ def digest_of_network(question: Question) -> str:
 def bound_batch(asked: Asked, batch: Batch) -> Record:
     """Attack and bounds, without the search."""
     question, plan = asked
-    outcome = _outcome(question, plan.first_part, batch)
+    outcome = outcome_of(question, plan.first_part, batch)
     return _record(question, batch, outcome, _OPEN if plan.searches else Status.UNKNOWN.name)
 
 
 def search_input(asked: Asked, batch: Batch) -> Record:
     """The search of one input, from the plan's tightest bounds."""
     question, plan = asked
-    outcome = _outcome(question, plan.second_part, batch)
+    outcome = outcome_of(question, plan.second_part, batch)
     return _record(question, batch, outcome, Status.UNKNOWN.name)
 
 
-def _outcome(question: Question, plan: Plan, batch: Batch) -> Outcome:
+def outcome_of(question: Question, plan: Plan, batch: Batch) -> Outcome:
+    """What a plan finds out about some inputs."""
     problem = question.problem(batch.inputs, batch.labels)
     with threads_for(problem.multiplications * len(batch)):
         return climb(problem, plan, Deadline())
@@ -184,7 +185,7 @@ def answers_of(question: Question, batch: Batch, known: dict[str, Any]) -> Answe
     """What the results say; of a batch that was not looked at, which inputs are labelled rightly."""
     if batch.key not in known:
         plan = Plan("the inputs themselves", (), attack=None)
-        return Answers.of(_record(question, batch, _outcome(question, plan, batch), "UNKNOWN"))
+        return Answers.of(_record(question, batch, outcome_of(question, plan, batch), "UNKNOWN"))
     answers = Answers.of(known[batch.key])
     for k in range(len(batch)):
         if batch.single(k).key in known:

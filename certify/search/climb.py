@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice, takewhile
+from itertools import islice, product, takewhile
 
 import numpy as np
 import torch
@@ -107,9 +107,9 @@ def climb(problem: Problem, plan: Plan, deadline: Deadline) -> Outcome:
     if plan.attack is not None and outcome.left and not deadline.expired:
         _attack(problem, plan.attack, outcome, deadline)
     known: Bounds | None = None
-    for method in plan.methods:
+    for view, method in product(problem.widest_first, plan.methods):
         if outcome.left and not deadline.expired:
-            known = _bound(problem, method, known, outcome, deadline)
+            known = _bound(view, method, known, outcome, deadline)
             if plan.attack is not None and known is not None:
                 known = _attack_again(problem, plan.attack, method, known, outcome, deadline)
     if plan.searches:

@@ -13,6 +13,7 @@ from certify.ir import Graph
 from certify.properties import Margins
 from certify.regions import AbstractRegion, LpBall
 from certify.regions.spatial.canvas import Canvas
+from certify.regions.spatial.deformations import Deformations
 from certify.regions.spatial.flows import Flows
 
 
@@ -40,6 +41,16 @@ class Problem:
     def inputs(self) -> AbstractRegion:
         """A region that holds all inputs in question: what bounds are about."""
         return self.region if self.canvas is None else self.canvas.outer
+
+    @property
+    def widest_first(self) -> tuple["Problem", ...]:
+        """The question about any fields, then the one about smooth ones: bounds of a box cost little.
+
+        So no method is looser with a limit of differences than without.
+        """
+        if self.canvas is None or not isinstance(self.canvas.outer, Deformations):
+            return (self,)
+        return replace(self, canvas=replace(self.canvas, outer=self.canvas.outer.box)), self
 
     @property
     def multiplications(self) -> int:

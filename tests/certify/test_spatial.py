@@ -6,6 +6,7 @@ is checked against its definition first.
 
 import inspect
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from certify.regions.spatial.planes import planes_below
 from certify.regions.spatial.vector_field import image_of
 from certify.search import Deadline
 from certify.search.milp import MixedIntegerModel
+from certify.setup import plan_of
 
 INF = float("inf")
 NORMS = (1.0, 2.0, INF)
@@ -314,8 +316,15 @@ def test_the_dual_bound_is_below_its_linear_program_and_near_it(channels, gamma)
 
 
 @by_norm
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("delta", "gamma"), [(0.5, 0.1), (0.5, 0.7), (1.3, 0.0), (1.3, 0.4)])
+@pytest.mark.parametrize(
+    ("channels", "delta", "gamma"),
+    [
+        (1, 0.5, 0.1),
+        (3, 1.3, 0.4),
+        (3, 1.3, 0.0),
+        *(pytest.param(*v, marks=pytest.mark.slow) for v in ((3, 0.5, 0.1), (1, 1.3, 0.4), (1, 0.5, 0.7))),
+    ],
+)
 def test_fields_stay_above_the_dual_bound_and_in_the_intervals(norm, channels, delta, gamma):
     images = random_images(1, channels, 6, 5, 19)
     region = Deformations.of(images, Ball(delta, norm), gamma)
@@ -389,9 +398,16 @@ def small_networks(seed=0):
     return {"dense": dense.eval(), "convolutional": convolutional.eval()}
 
 
-@pytest.mark.parametrize("norm", [2.0, INF])
-@pytest.mark.parametrize("name", small_networks())
-@pytest.mark.parametrize("gamma", [None, 0.1])
+@pytest.mark.parametrize(
+    ("norm", "name", "gamma"),
+    [
+        (INF, "dense", 0.1),
+        (2.0, "convolutional", 0.1),
+        (2.0, "dense", None),
+        *(pytest.param(*v, marks=pytest.mark.slow) for v in ((2.0, "dense", 0.1), (INF, "convolutional", 0.1))),
+        *(pytest.param(*v, marks=pytest.mark.slow) for v in ((INF, "dense", None), (1.0, "convolutional", 0.1))),
+    ],
+)
 def test_margins_of_fields_stay_above_every_method(norm, name, gamma):
     network = small_networks()[name]
     image = torch.rand((1, 1, 6, 6), generator=seeded(40), dtype=torch.float64)
@@ -431,6 +447,11 @@ def test_smoother_fields_have_better_margins(name):
         assert (found[-1] > found[0] + 2 * slack).all()
 
 
+def quick(method):
+    """A method by name after a short attack."""
+    return replace(plan_of(method), attack=certify.PGD(steps=40, restarts=1))
+
+
 class Brightness(nn.Module):
     """Class 1 where the top left pixel is brighter than the threshold."""
 
@@ -454,7 +475,7 @@ def test_a_verdict_turns_where_the_pixel_s_interval_says():
     for delta, status in ((0.49, certify.Status.VERIFIED), (0.51, certify.Status.FALSIFIED)):
         for gamma in (None, 0.1, 0.0):
             verdict = certify.verify(
-                Brightness(0.5), image, label=1, region=VectorField(image, delta, gamma=gamma), method="crown"
+                Brightness(0.5), image, label=1, region=VectorField(image, delta, gamma=gamma), method=quick("crown")
             )
             assert verdict.status is status
     field = torch.from_numpy(verdict.flow)[None]
@@ -514,7 +535,7 @@ def test_without_a_limit_of_differences_it_is_a_box_for_every_method(method):
     label = int(network(image[None].float()).argmax())
     field = VectorField(image.float().double(), 0.1)
     low, high = (v.flatten() for v in field.intervals())
-    verdict = certify.verify(network, image.float(), label=label, region=field, method=method)
+    verdict = certify.verify(network, image.float(), label=label, region=field, method=quick(method))
     middle = ((low + high) / 2).reshape(6, 6)
     radius = ((high - low) / 2).max()
     ball = certify.verify(
@@ -523,7 +544,7 @@ def test_without_a_limit_of_differences_it_is_a_box_for_every_method(method):
         label=label,
         eps=float(radius) + 1e-6,
         domain=(low.reshape(6, 6), high.reshape(6, 6)),
-        method=method,
+        method=quick(method),
     )
     assert verdict.status is ball.status
     if verdict.status is certify.Status.VERIFIED and method != "auto":
@@ -592,7 +613,8 @@ def test_bad_questions_are_named():
 def test_no_movement_is_the_image_itself():
     image = np.ones((4, 4)) * 0.7
     for gamma in (None, 0.0):
-        verdict = certify.verify(Brightness(0.5), image, label=1, region=VectorField(image, 0.0, gamma=gamma))
+        region = VectorField(image, 0.0, gamma=gamma)
+        verdict = certify.verify(Brightness(0.5), image, label=1, region=region, method=quick("auto"))
         assert verdict.status is certify.Status.VERIFIED
         assert verdict.worst_margin == pytest.approx(0.2, abs=1e-6)
 
@@ -634,13 +656,14 @@ def test_mixed_integer_programs_lie_between_their_linear_ones_and_fields():
 SEARCH = certify.Plan("search", (certify.bounds.IBP(),), attack=None, complete=True, limit=60.0)
 
 
-@pytest.mark.parametrize("method", ["milp", "lp", SEARCH], ids=["milp", "lp", "search"])
+@pytest.mark.parametrize("method", ["milp", "lp", pytest.param(SEARCH, id="search", marks=pytest.mark.slow)])
 def test_the_exact_end_answers_with_smooth_fields(method):
     network = small_networks()["dense"]
     image = torch.rand((6, 6), generator=seeded(62)).double()
     label = int(network(image[None].float()).argmax())
     region = VectorField(image.float().double(), 0.4, gamma=0.02)
-    verdict = certify.verify(network, image.float(), label=label, region=region, method=method)
+    plan = quick(method) if isinstance(method, str) else method
+    verdict = certify.verify(network, image.float(), label=label, region=region, method=plan)
     assert verdict.status is certify.Status.VERIFIED
     fields = region.sample(100)
     outputs = network(region.deform(fields).float())
@@ -655,7 +678,7 @@ def test_the_command_line_knows_fields(tmp_path, capsys):
     (tmp_path / "net.onnx").write_bytes(case.model())
     np.savez(tmp_path / "data.npz", X=images, y=(images.reshape(2, 36) @ weight.T).argmax(1))
     files = ["accuracy", str(tmp_path / "net.onnx"), str(tmp_path / "data.npz")]
-    assert main([*files, "--spatial", "--delta", "0.05", "--gamma", "0.01", "--norm", "l2"]) == 0
+    assert main([*files, "--spatial", "--delta", "0.05", "--gamma", "0.01", "--norm", "l2", "--method", "ibp"]) == 0
     assert "vector fields of l2 length 0.05, gamma 0.01" in capsys.readouterr().out
     for wrong in (["--delta", "0.1"], ["--spatial"], ["--spatial", "--delta", "0.1", "--eps", "0.1"], []):
         assert main([*files, *wrong]) == 2

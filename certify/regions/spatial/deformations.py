@@ -20,8 +20,8 @@ from certify.rounding import gamma as rounding_of
 
 # Rows are bounded in chunks of about this many numbers, which stay in a core's cache.
 _CHUNK = 2**18
-# Steps of the multipliers: this many, more where there are few rows.
-_FEWEST, _MOST, _WORK = 30, 400, 16_000
+# Steps of the multipliers: this many, more where rows and pixels are few (steps times rows times pixels).
+_FEWEST, _MOST, _WORK = 30, 400, 3_000_000
 _ASCENT_STEPS = 15
 
 
@@ -67,6 +67,11 @@ class Deformations(AbstractRegion):
         """The images as they are."""
         return self.images.flatten(1)
 
+    @property
+    def box(self) -> Box:
+        """What fields with any differences make, and more where channels share them."""
+        return Box(self.lower, self.upper)
+
     @cached_property
     def flows(self) -> Flows:
         """The fields."""
@@ -77,6 +82,11 @@ class Deformations(AbstractRegion):
     @cached_property
     def _patches(self) -> Float[Tensor, "batch channels height width n"]:
         return patches(self.images, self.ball.reach)
+
+    @cached_property
+    def _moving(self) -> Bool[Tensor, "batch 1 height width"]:
+        """Pixels that a vector changes, in some channel: the others stay as they are, whatever the field."""
+        return (self._patches.amax(-1) > self._patches.amin(-1)).any(1, keepdim=True)
 
     @cached_property
     def _hints(self) -> tuple[Float[Tensor, "n points"], Float[Tensor, "points 2"]]:
@@ -92,7 +102,7 @@ class Deformations(AbstractRegion):
         """By weak duality, rounded down; never below the bound of the intervals."""
         owner = torch.arange(len(self.images), device=rows.device) if inputs is None else inputs
         chosen, count = len(owner), rows.shape[1]
-        floor = Box(self.lower, self.upper).minimum(rows, inputs)
+        floor = self.box.minimum(rows, inputs)
         shaped = rows.expand(chosen, -1, -1).reshape(-1, *self.images.shape[1:])
         found = self._dual(shaped, owner.repeat_interleave(count)).reshape(chosen, count)
         return torch.maximum(found - self.blur * (1 + 1e-6) * rows.abs().sum(2), floor)
@@ -102,11 +112,15 @@ class Deformations(AbstractRegion):
     ) -> Float[Tensor, " all"]:
         if len(rows) == 0:
             return rows.new_zeros(0)
+        moving = self._moving[owner]
+        rows, still = rows * moving, rows * ~moving * self.images[owner]
         windows = Windows.around(rows)
         per_row = windows.height * windows.width * len(self._hints[1])
-        steps = min(_MOST, max(_FEWEST, _WORK // len(rows)))
+        steps = min(_MOST, max(_FEWEST, _WORK // (len(rows) * windows.height * windows.width)))
         parts = torch.arange(len(rows), device=rows.device).split(max(1, _CHUNK // per_row))
-        return torch.cat([self._dual_of(windows.select(part), rows[part], owner[part], steps) for part in parts])
+        found = torch.cat([self._dual_of(windows.select(part), rows[part], owner[part], steps) for part in parts])
+        rounding = rounding_of(still[0].numel() + 2, rows.dtype)
+        return found + still.flatten(1).sum(1) - rounding * (still.abs().flatten(1).sum(1) + found.abs())
 
     def _dual_of(self, windows: Windows, rows: Tensor, owner: Tensor, steps: int) -> Float[Tensor, " rows"]:
         """The fields outside a window can follow its rim: they cost nothing."""

@@ -67,6 +67,14 @@ class Deformation:
         """Whether gamma says anything: two vectors of the disc differ by at most 2 delta in each component."""
         return self.gamma is not None and self.gamma < 2 * self.delta
 
+    def holds(self, other: "Deformation") -> bool:
+        """Whether all of the other's fields are within these limits, by comparing them one by one.
+
+        |v|_inf <= |v|_2 <= |v|_1: discs of one radius grow with the number of the norm.
+        """
+        own, theirs = (limits.gamma if limits.coupled else inf for limits in (self, other))
+        return bool(self.delta >= other.delta and self.norm >= other.norm and own >= theirs)
+
     @property
     def name(self) -> str:
         """As reports call the norm."""
