@@ -1,7 +1,9 @@
 """Vector fields as variables of a linear program, beside the pixels that they move.
 
-The interpolation enters by one plane below and one above every pixel, the disc of t = 2 by a polygon around it. Both
-are relaxations, and what the solver makes of them is a hint: the region's own minimum judges it.
+For t = infinity vector and values of a pixel are a mean of what they are at the cut points of the square: the convex
+hull of the graph of the interpolation, for all channels together. For t = 1 and 2 the interpolation enters by one plane
+below and one above every pixel, and the disc of t = 2 by a polygon around it. All are relaxations, and what the solver
+makes of them is a hint: the region's own minimum judges it.
 """
 
 from math import cos, pi, sin
@@ -19,13 +21,21 @@ from certify.regions.spatial.planes import planes_below
 # Pairs of parallel sides of the polygon around a disc.
 _SIDES = 8
 
+Rows = tuple[Any, np.ndarray, np.ndarray]
+
 
 def add_flow_rows(solver: highspy.Highs, region: Deformations) -> None:
     """Adds the fields of one image; its pixels, channel by channel, are the first variables of the program."""
     first, pixels = int(solver.getNumCol()), region.images[0, 0].numel()
     delta = region.ball.delta
     solver.addVars(2 * pixels, np.full(2 * pixels, -delta), np.full(2 * pixels, delta))
-    for rows, lower, upper in (*_planes(region, first), _edges(region, first), _discs(region, first)):
+    if np.isfinite(region.ball.order):
+        blocks = [*_planes(region, first), _discs(region, first)]
+    else:
+        weights = len(region.ball.points) * pixels
+        solver.addVars(weights, np.zeros(weights), np.ones(weights))
+        blocks = _hull(region, first)
+    for rows, lower, upper in (*blocks, _edges(region, first)):
         solver.addRows(
             rows.shape[0],
             np.ascontiguousarray(lower),
@@ -37,7 +47,27 @@ def add_flow_rows(solver: highspy.Highs, region: Deformations) -> None:
         )
 
 
-def _planes(region: Deformations, first: int) -> list[tuple[Any, np.ndarray, np.ndarray]]:
+def _hull(region: Deformations, first: int) -> list[Rows]:
+    """Values and vectors of a pixel are means of those at the points, whose weights come after the fields."""
+    points, pixels = region.ball.points, region.images[0, 0].numel()
+    around = patches(region.images, region.ball.reach)[0].flatten(1, 2).numpy()
+    values = around @ region.ball.weights(points)
+    means = [sp.hstack([sp.diags(column) for column in channel.T]) for channel in values]
+    vectors = sp.kron(points.T, sp.eye(pixels))
+    n = len(values) * pixels
+    places = np.concatenate([np.arange(n), first + np.arange(2 * pixels)])
+    known = sp.csr_matrix(
+        (np.ones(len(places)), (np.arange(len(places)), places)), shape=(len(places), first + 2 * pixels)
+    )
+    equal = sp.csr_matrix(sp.hstack([known, -sp.vstack([*means, vectors])]))
+    total = sp.csr_matrix(
+        sp.hstack([sp.csr_matrix((pixels, first + 2 * pixels)), sp.kron(np.ones(len(points)), sp.eye(pixels))])
+    )
+    zeros, ones = np.zeros(equal.shape[0]), np.ones(pixels)
+    return [(equal, zeros, zeros), (total, ones, ones)]
+
+
+def _planes(region: Deformations, first: int) -> list[Rows]:
     """x - b.v >= a and x - b.v <= a for the planes below and above."""
     around = patches(region.images, region.ball.reach)[0]
     n, pixels = region.centre.shape[1], region.images[0, 0].numel()
@@ -59,7 +89,7 @@ def _planes(region: Deformations, first: int) -> list[tuple[Any, np.ndarray, np.
     return found
 
 
-def _edges(region: Deformations, first: int) -> tuple[Any, np.ndarray, np.ndarray]:
+def _edges(region: Deformations, first: int) -> Rows:
     """Neighbours differ by at most gamma, in both components."""
     _, height, width = region.images.shape[1:]
     index = torch.arange(2 * height * width).reshape(2, height, width).numpy()
@@ -78,13 +108,11 @@ def _edges(region: Deformations, first: int) -> tuple[Any, np.ndarray, np.ndarra
     return rows, -limit, limit
 
 
-def _discs(region: Deformations, first: int) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Sides of the disc beside those of the square: none for t = infinity, all for t = 1, tangents for t = 2."""
+def _discs(region: Deformations, first: int) -> Rows:
+    """Sides of the disc beside those of the square: all for t = 1, tangents for t = 2."""
     pixels = region.images[0, 0].numel()
     sides = {1: [(1.0, 1.0), (1.0, -1.0)], 2: [(cos(k * pi / _SIDES), sin(k * pi / _SIDES)) for k in range(_SIDES)]}
-    chosen = sides.get(int(region.ball.order), []) if np.isfinite(region.ball.order) else []
-    blocks = [sp.hstack([x * sp.eye(pixels), y * sp.eye(pixels)]) for x, y in chosen]
+    blocks = [sp.hstack([x * sp.eye(pixels), y * sp.eye(pixels)]) for x, y in sides[int(region.ball.order)]]
     ahead = sp.csr_matrix((len(blocks) * pixels, first))
-    body = sp.vstack(blocks) if blocks else sp.csr_matrix((0, 2 * pixels))
     limit = np.full(len(blocks) * pixels, region.ball.delta)
-    return sp.csr_matrix(sp.hstack([ahead, body])), -limit, limit
+    return sp.csr_matrix(sp.hstack([ahead, sp.vstack(blocks)])), -limit, limit

@@ -7,7 +7,9 @@ is checked against its definition first.
 import inspect
 import itertools
 from dataclasses import replace
+from fractions import Fraction
 
+import highspy
 import numpy as np
 import pytest
 import torch
@@ -15,11 +17,13 @@ from certify_cases import seeded
 from onnx_cases import Case
 from scipy.optimize import linprog
 from shared_data import SHARED
+from sklearn.datasets import load_digits
 from torch import nn
 
 import certify
-from certify.bounds import CROWN, AlphaCROWN, TriangleLP
+from certify.bounds import CROWN, METHODS, AlphaCROWN, TriangleLP
 from certify.bounds.base import Bounds, place
+from certify.bounds.flow_rows import add_flow_rows
 from certify.bounds.linear_model import Question, linear_model
 from certify.cli import main
 from certify.errors import InvalidInputError, InvalidTypeError
@@ -163,6 +167,49 @@ def test_bilinear_forms_with_inner_stationary_points_on_the_rim(norm):
             assert float(ball.least(corners)) == pytest.approx(least_by_search(corners, ball), abs=1e-9)
 
 
+@by_norm
+@pytest.mark.parametrize("delta", [0.4, 0.9, 1.0, 1.7])
+def test_no_point_of_the_rim_is_below_the_least(norm, delta):
+    """Thousands of patches on thousands of points of the rim; between these F rises by little."""
+    ball = Ball(delta, norm)
+    patch = torch.randn((3000, (2 * ball.reach + 1) ** 2), generator=seeded(102), dtype=torch.float64)
+    angle = np.linspace(0, 2 * np.pi, 1501)
+    rim = np.stack([np.cos(angle), np.sin(angle)], 1)
+    rim *= delta / np.linalg.norm(rim, norm, axis=1, keepdims=True)
+    lowest = (patch @ torch.from_numpy(ball.weights(rim))).amin(1)
+    inner = (patch @ torch.from_numpy(ball.weights(ball.points))).amin(1)
+    least = ball.least(patch)
+    assert (least <= torch.minimum(lowest, inner) + 1e-13).all()
+    assert (least >= torch.minimum(lowest, inner) - 1e-4).all()
+
+
+def exact_value(patch, x, y, reach):
+    """The interpolation at a point in rational numbers."""
+    column, row = (min(int(np.floor(v)), reach - 1) for v in (x, y))
+    s, t, side = x - column, y - row, 2 * reach + 1
+    corner = [[patch[(row + reach + j) * side + column + reach + i] for i in (0, 1)] for j in (0, 1)]
+    above, below = ((1 - s) * left + s * right for left, right in corner)
+    return (1 - t) * above + t * below
+
+
+@by_norm
+def test_the_least_value_is_rounded_down(norm):
+    """Points of the disc with rational coordinates, in exact arithmetic: none is below, not by a roundoff."""
+    delta = 0.3
+    ball = Ball(delta, norm)
+    patch = torch.randn((150, 9), generator=seeded(103), dtype=torch.float64)
+    least, d = ball.least(patch).tolist(), Fraction(delta)
+    points = [(d, 0), (-d, 0), (0, d), (0, -d), (0, 0)]
+    points += [(x * d, y * d) for x in (-1, 1) for y in (-1, 1)] if norm == INF else []
+    tight = 0
+    for low, row in zip(least, patch.tolist(), strict=True):
+        exact = [Fraction(v) for v in row]
+        value = min(exact_value(exact, Fraction(x), Fraction(y), 1) for x, y in points)
+        assert Fraction(low) <= value
+        tight += value - Fraction(low) < Fraction(1, 10**10)
+    assert tight > 20
+
+
 def test_the_least_of_x_times_y_on_a_disc():
     """-delta^2 / 2 on the circle, -delta^2 / 4 on the diamond, -delta^2 on the square."""
     product = torch.tensor([[1.0, 0, -1], [0, 0, 0], [-1, 0, 1]]).double().flatten()
@@ -205,6 +252,21 @@ def test_planes_hold_on_samples(norm, delta):
     check_planes(random_images(1, 2, 5, 6, 8), delta, norm, 4000, 9)
 
 
+@by_norm
+def test_planes_of_a_region_hold_on_both_sides(norm):
+    region = VectorField(random_images(1, 2, 5, 6, 80)[0], 0.7, norm, 0.2)
+    fields = region.sample(300)
+    moved = region.deform(fields)
+    (low, up), (high, down) = region.planes()
+    gap = 0.0
+    for sign, height, slope in ((1, low, up), (-1, high, down)):
+        plane = height + slope[..., 0] * fields[:, None, 0] + slope[..., 1] * fields[:, None, 1]
+        assert (sign * (moved - plane) >= -1e-14).all()
+        gap += float((sign * (moved - plane)).mean())
+    lower, upper = region.intervals()
+    assert gap < float((upper - lower).mean())
+
+
 @pytest.mark.slow
 @by_norm
 @pytest.mark.parametrize("delta", [0.3, 0.5, 1.4])
@@ -241,6 +303,9 @@ def test_fields_are_sampled_projected_and_pulled_inside(norm, gamma):
         torch.testing.assert_close(flows.project(points), points, atol=1e-9, rtol=1e-9)
         assert flows.contains(flows.minimiser(points)).all()
         assert not flows.contains(points + 3).any()
+        uneven = torch.zeros((4, 2, 5, 6), dtype=torch.float64)
+        uneven[:, 1, ::2, ::2] = 0.6
+        assert flows.contains(uneven.flatten(1)).all() == (gamma is None)
 
 
 @by_norm
@@ -379,6 +444,150 @@ def test_smaller_gamma_is_never_looser_and_a_large_one_is_none(norm):
     assert ((before - box.minimum(rows)) / spread).mean() > 0.2
 
 
+def test_pixels_that_cannot_move_count_exactly():
+    """A constant image has one value; where one channel moves and another does not, both are told apart."""
+    images = torch.full((1, 2, 5, 5), 0.3, dtype=torch.float64)
+    images[0, 1] = 0.7
+    rows = torch.randn((1, 40, 50), generator=seeded(81), dtype=torch.float64)
+    bound = Deformations.of(images, Ball(0.5, 2.0), 0.1).minimum(rows)[0].tolist()
+    parts = [Fraction(0.3), Fraction(0.7)]
+    for low, row in zip(bound, rows[0].reshape(40, 2, 25).tolist(), strict=True):
+        exact = sum(value * sum(map(Fraction, part)) for value, part in zip(parts, row, strict=True))
+        assert 0 <= exact - Fraction(low) < Fraction(1, 10**11)
+    images[0, 1, 2, 2] = 1.0
+    region = Deformations.of(images, Ball(0.5, INF), 0.1)
+    many = region.select([0] * 200)
+    points = deform(many.images, many.flows.fields(many.flows.sample(seeded(82)))).flatten(1)
+    bound, still = region.minimum(rows)[0], rows[0] @ images.flatten()
+    assert (points @ rows[0].T >= bound - 1e-12).all()
+    assert (bound >= region.box.minimum(rows)[0]).all()
+    assert (bound < still).all()
+
+
+def test_a_row_of_one_pixel_is_bounded_by_its_range():
+    images = random_images(1, 3, 4, 5, 87)
+    for faint in (images, 0.4 + 0.01 * images):
+        region = Deformations.of(faint, Ball(0.7, 2.0), 0.2)
+        for sign, limit in ((1.0, region.lower), (-1.0, -region.upper)):
+            bound = region.minimum(sign * torch.eye(60, dtype=torch.float64)[None])
+            torch.testing.assert_close(bound, limit, atol=1e-9, rtol=0)
+
+
+def test_rows_of_many_images_meet_their_own_image():
+    images = torch.rand((3, 1, 5, 5), generator=seeded(83), dtype=torch.float64)
+    images[1, :, :, :2], images[2, :, 3:] = 0.0, 1.0
+    region = Deformations.of(images, Ball(0.5, INF), 0.1)
+    rows = torch.randn((3, 4, 25), generator=seeded(84), dtype=torch.float64)
+    together = region.minimum(rows)
+    order = torch.tensor([2, 0])
+    torch.testing.assert_close(region.minimum(rows[order], order), together[order], atol=1e-3, rtol=1e-3)
+    for k in range(3):
+        alone = region.select([k]).minimum(rows[k : k + 1])[0]
+        torch.testing.assert_close(together[k], alone, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("norm", [2.0, INF])
+def test_fields_near_an_image_make_it(norm):
+    """Without a limit of differences, every image of the box is made by some field."""
+    images = torch.rand((3, 1, 4, 5), generator=seeded(85), dtype=torch.float64)
+    canvas = Deformation(0.8, norm).canvas(images)
+    low, high = canvas.outer.lower, canvas.outer.upper
+    wanted = low + (high - low) * (0.02 + 0.96 * torch.rand(low.shape, generator=seeded(86), dtype=torch.float64))
+    torch.testing.assert_close(canvas.draw(canvas.fields_near(wanted)), wanted, atol=1e-9, rtol=0)
+    colours = Deformation(0.8, norm).canvas(images.expand(-1, 3, -1, -1))
+    thrice = wanted.repeat(1, 3)
+    torch.testing.assert_close(colours.draw(colours.fields_near(thrice)), thrice, atol=1e-9, rtol=0)
+
+
+def test_ranges_stay_between_the_pixels_around():
+    images = random_images(1, 2, 5, 5, 88)
+    images[0, 1] = 0.3
+    box = pixel_box(images, Ball(0.7, 2.0))
+    assert ((box.lower >= 0) & (box.upper <= 1)).all()
+    assert (box.lower[0, 25:] == 0.3).all()
+    assert (box.upper[0, 25:] == 0.3).all()
+
+
+def flow_program(region, fixed=None):
+    """Pixels in their ranges, and the fields of one image: the program, and a function that minimises on it."""
+    solver = highspy.Highs()
+    solver.setOptionValue("output_flag", False)
+    n, m = region.lower.shape[1], 2 * region.images[0, 0].numel()
+    solver.addVars(n, region.lower[0].numpy(), region.upper[0].numpy())
+    add_flow_rows(solver, region)
+    if fixed is not None:
+        solver.changeColsBounds(m, np.arange(n, n + m, dtype=np.int32), fixed, fixed)
+
+    def least(of_pixels=None, of_field=None):
+        costs = np.zeros(solver.getNumCol())
+        costs[:n], costs[n : n + m] = (0 if v is None else v for v in (of_pixels, of_field))
+        solver.changeColsCost(len(costs), np.arange(len(costs), dtype=np.int32), costs)
+        solver.run()
+        assert solver.getModelStatus() == highspy.HighsModelStatus.kOptimal
+        return solver.getInfo().objective_function_value
+
+    return least
+
+
+@by_norm
+def test_fields_of_the_program_are_those_of_the_limits(norm):
+    """In the disc and near their neighbours, and no others: linear functions of fields against a solver for norms."""
+    import cvxpy as cp
+
+    images, generator = random_images(1, 1, 3, 4, 91), np.random.default_rng(0)
+    least = flow_program(Deformations.of(images, Ball(0.5, norm), 0.15))
+    v = [cp.Variable((3, 4)) for _ in range(2)]
+    rules = [cp.abs(c[1:] - c[:-1]) <= 0.15 for c in v] + [cp.abs(c[:, 1:] - c[:, :-1]) <= 0.15 for c in v]
+    rules += [cp.norm(cp.hstack([v[0][i, j], v[1][i, j]]), norm) <= 0.5 for i in range(3) for j in range(4)]
+    for _ in range(3):
+        row = generator.standard_normal((2, 3, 4))
+        problem = cp.Problem(cp.Minimize(sum(cp.sum(cp.multiply(w, c)) for w, c in zip(row, v, strict=True))), rules)
+        problem.solve(solver=cp.CLARABEL)
+        ours = least(of_field=row.ravel())
+        assert ours <= problem.value + 1e-6
+        assert ours >= problem.value * (1.03 if norm == 2 else 1.0) - 1e-6
+
+
+@by_norm
+@pytest.mark.parametrize("channels", [1, 2])
+def test_pixels_of_the_program_follow_their_fields(norm, channels):
+    """At a fixed field a pixel is between its planes and in its range; for the square it is in the hull's section."""
+    images = random_images(1, channels, 3, 4, 92)
+    region = Deformations.of(images, Ball(0.5, norm), 0.15)
+    field = VectorField(images, 0.5, norm, 0.15).sample(1, seed=3)
+    moved = deform(images, field).flatten().numpy()
+    (low, up), (high, down) = VectorField(images, 0.5, norm, 0.15).planes()
+    bottom, top = (
+        (height + slope[..., 0] * field[0, 0] + slope[..., 1] * field[0, 1]).flatten().numpy()
+        for height, slope in ((low, up), (high, down))
+    )
+    bottom, top = np.maximum(bottom, region.lower[0].numpy()), np.minimum(top, region.upper[0].numpy())
+    least = flow_program(region, field.flatten().numpy())
+    for k in range(len(moved)):
+        unit = np.eye(len(moved))[k]
+        lower, upper = least(unit), -least(-unit)
+        assert lower - 1e-7 <= moved[k] <= upper + 1e-7
+        if norm == INF:
+            assert bottom[k] - 1e-7 <= lower
+            assert upper <= top[k] + 1e-7
+        else:
+            assert (lower, upper) == pytest.approx((bottom[k], top[k]), abs=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_program_of_the_square_is_the_hull(channels):
+    images, ball = random_images(1, channels, 4, 4, 93), Ball(0.6, INF)
+    rows = torch.randn((4, 16 * channels), generator=seeded(94), dtype=torch.float64)
+    least = flow_program(Deformations.of(images, ball, 0.2))
+    for row in rows:
+        assert least(row.numpy()) == pytest.approx(envelope_value(images, ball, 0.2, row), abs=1e-6)
+    corner = np.repeat([0.6, -0.6], 16)
+    still = flow_program(Deformations.of(images, ball, 0.2), corner)
+    moved = deform(images, torch.from_numpy(corner).reshape(1, 2, 4, 4)).flatten()
+    for row in rows:
+        assert still(row.numpy()) == pytest.approx(float(row @ moved), abs=1e-6)
+
+
 def test_single_precision_holds_the_region():
     images = torch.rand((1, 1, 5, 5), generator=seeded(32), dtype=torch.float64)
     region = Deformations.of(images, Ball(0.5, 2.0), 0.1)
@@ -387,6 +596,11 @@ def test_single_precision_holds_the_region():
     assert (single.minimum(rows.float()).double() <= region.minimum(rows) + 1e-4).all()
     assert (single.lower.double() <= region.lower).all()
     assert (single.upper.double() >= region.upper).all()
+    # The images were rounded on the way: what is computed with them in double precision allows for it.
+    still = Deformations.of(images.mean().expand(1, 1, 5, 5).contiguous(), Ball(0.5, 2.0), 0.1)
+    back = still.to(torch.float32).to(torch.float64)
+    wide = replace(back, lower=back.lower - 1, upper=back.upper + 1)  # so that the box has no say
+    assert (wide.minimum(rows)[0] <= rows[0] @ still.images.flatten()).all()
 
 
 def small_networks(seed=0):
@@ -626,6 +840,53 @@ def test_differences_and_their_adjoint():
     of_field = OnEdges.of(field)
     inner = (of_field.along * edges.along).sum() + (of_field.down * edges.down).sum()
     torch.testing.assert_close(inner, (field * edges.adjoint()).sum())
+
+
+DIGITS = SHARED / "nets" / "digits_64_20_20_10_adv.npz"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DIGITS.exists(), reason=f"{DIGITS} is absent")
+@pytest.mark.parametrize("k", range(3))
+def test_bounds_of_digits_are_ordered(k):
+    """8 x 8 pixels: IBP <= CROWN <= alpha-CROWN <= LP <= its program <= MILP <= every field that an attack finds."""
+    stored, layers = np.load(DIGITS), [nn.Flatten()]
+    for i in range(3):
+        layer = nn.Linear(*stored[f"W{i}"].shape[::-1])
+        layer.load_state_dict({"weight": torch.from_numpy(stored[f"W{i}"]), "bias": torch.from_numpy(stored[f"b{i}"])})
+        layers += [layer, nn.ReLU()]
+    network, image = nn.Sequential(*layers[:-1]).eval(), torch.from_numpy(load_digits().images[k] / 16.0)[None, None]
+    margins = margins_of_labels(network(image[0].float()).argmax(1), 10)
+    graph = place(graph_from_torch(network, input_shape=(8, 8)), image)
+    deformation = Deformation(0.4, INF, 0.1)
+    outer = deformation.canvas(image).outer
+    found = []
+    for name in ("ibp", "crown", "alpha-crown", "lp"):
+        bounds = METHODS[name](graph, outer)
+        found.append(METHODS[name].margins(graph, outer, bounds, margins)[0])
+    rival = int(found[-1].argmin())
+    ladder = [float(v[rival]) for v in found]
+    question = Question(graph, outer, bounds)
+    linear = linear_model(question, graph.output)
+    objective, constant = (
+        margins.rows[0, rival].double().numpy() @ linear.expressions[graph.output],
+        float(margins.constants[0, rival]),
+    )
+    ladder.append(linear.minimise(objective).value + constant)
+    ladder.append(MixedIntegerModel.of(question).minimise(objective, Deadline()).bound + constant)
+    flows = deformation.flows(image).select([0] * 32)
+    fields, lowest = flows.sample(seeded(90)), INF
+    for step in range(40):
+        fields = fields.detach().requires_grad_()
+        points = deform(image.expand(32, -1, -1, -1), flows.fields(fields)).flatten(1)
+        value = margins.select([0] * 32).of_outputs(graph(points))[:, rival]
+        lowest = min(lowest, float(value.detach().min()))
+        (gradient,) = torch.autograd.grad(value.sum(), fields)
+        fields = flows.project(fields.detach() - 0.2 * 0.93**step * gradient.sign())
+    ladder.append(lowest)
+    for below, above in itertools.pairwise(ladder):
+        assert below <= above + 1e-5
+    assert ladder[-1] > ladder[0]
 
 
 @pytest.mark.slow
