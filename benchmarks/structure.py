@@ -21,7 +21,7 @@ from benchmarks.data import shared_file
 from benchmarks.deep import run_linear, run_parallel
 from benchmarks.parts import run_parts
 from benchmarks.training import breast_cancer, digits, teacher
-from convexnn.errors import InvalidInputError, SolverError
+from convexnn.errors import SolverError
 from convexnn.network import from_torch
 from convexnn.solutions.optima import optimal_set
 from convexnn.solutions.optimal_sets import OptimalSet
@@ -70,7 +70,7 @@ def adam(X: np.ndarray, Y: np.ndarray, loss: str, decay: float, width: int, step
 
 
 def linear_program(network: nn.Sequential, X: np.ndarray) -> str:
-    """The same by HiGHS: min masses'x, contributions x = outputs, x >= 0. Two cells: neurons, change of the outputs."""
+    """The same by HiGHS: min masses'x, contributions x = outputs, x >= 0. Cells of a row: neurons, outputs change."""
     neurons = from_torch(network).balanced()
     inputs = torch.cat([torch.from_numpy(X), torch.ones(len(X), 1)], 1)
     P = torch.relu(inputs @ neurons.W.T)[:, None, :] * neurons.A.T
@@ -78,7 +78,7 @@ def linear_program(network: nn.Sequential, X: np.ndarray) -> str:
     F = P.sum(1)
     found = linprog(neurons.masses().numpy(), A_eq=P, b_eq=F, method="highs-ds")
     if found.x is None:
-        return f"none: {found.message.split('.')[0]} | | "
+        return f"none: {found.message.split('.')[0]} | | -"
     return f"{int((found.x > 0).sum())} | | {float(np.abs(P @ found.x - F).max() / np.abs(F).max()):.1e}"
 
 
@@ -115,10 +115,8 @@ def run_pruning(quick: bool) -> None:
                 flush=True,
             )
         if Y.shape[1] == 1 and width <= 200:
-            (size, off), seconds = cpu_seconds(lambda network=network, X=X: linear_program(network, X))
-            print(
-                f"| the same, linear program (HiGHS) | {width} | | | {size} | | {off:.1e} | {seconds:.1f} |", flush=True
-            )
+            cells, seconds = cpu_seconds(lambda network=network, X=X: linear_program(network, X))
+            print(f"| the same, linear program (HiGHS) | {width} | | | {cells} | {seconds:.1f} |", flush=True)
     run_curves(networks)
 
 
@@ -155,11 +153,25 @@ def table(name: str) -> tuple[np.ndarray, np.ndarray]:
     return (X - X.mean(axis=0)) / X.std(axis=0), np.where(y == y.max(), 1.0, -1.0)
 
 
-def accuracies(found: OptimalSet, X: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:
-    """Test accuracy of random vertices."""
+MOST_VERTICES = 20_000
+
+
+def corners(found: OptimalSet) -> tuple[list[np.ndarray], str]:
+    """Vertices and how many there are; of too many those that a walk along edges meets first, and random ones."""
+    points, complete = found.polytope.some_vertices(MOST_VERTICES)
+    if complete:
+        return list(points), str(len(points))
+    rng = np.random.default_rng(0)
+    return [*points, *(found.polytope.random_vertex(rng) for _ in range(20))], f"at least {len(points)}"
+
+
+def accuracies(found: OptimalSet, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, str]:
+    """Test accuracy of the vertices, and their number; every hundredth is checked as an element."""
     M, shift = found.outputs_at(X)
-    weights = [found.random_vertex(seed).weights for seed in range(count if found.dimension else 1)]
-    return np.array([np.mean((M @ x + shift > 0) == (y > 0)) for x in weights])
+    points, count = corners(found)
+    for x in points[::100]:
+        found.element(x)
+    return np.array([np.mean((M @ x + shift > 0) == (y > 0)) for x in points]), count
 
 
 def set_row(name: str, decay: float, method: str, X: np.ndarray, y: np.ndarray) -> str:
@@ -168,22 +180,24 @@ def set_row(name: str, decay: float, method: str, X: np.ndarray, y: np.ndarray) 
     try:
         found, seconds = cpu_seconds(lambda: optimal_set(X[train], y[train], **settings))
     except SolverError as error:
-        return f"| {name} | {train.sum()} x {X.shape[1]} | {decay:.1e} | {str(error).split(':')[0]} | | | | | | |"
-    spread = accuracies(found, X[~train], y[~train], 20)
+        return f"| {name} | {train.sum()} x {X.shape[1]} | {decay:.1e} | {str(error).split(':')[0]} | | | | | | | |"
+    spread, count = accuracies(found, X[~train], y[~train])
     apart = "-" if np.isinf(found.separation) else f"{found.separation:.0e}"
     return (
         f"| {name} | {train.sum()} x {X.shape[1]} | {decay:.1e} | {found.gap:.0e} | {len(found.neurons)} | {apart} | "
-        f"{found.dimension} | {found.function_dimension} | {spread.min():.3f} to {spread.max():.3f} | {seconds:.1f} |"
+        f"{found.dimension} | {found.function_dimension} | {count} | "
+        f"{spread.min():.3f} to {spread.max():.3f} | {seconds:.1f} |"
     )
 
 
 def run_sets(quick: bool) -> None:
     """Dimension, vertices and spread of test accuracy over optimal sets."""
-    head = "| table | training | weight decay | gap | neurons | next | dimension | functions | test accuracy | s |"
+    head = "| table | training | weight decay | gap | neurons | next | dimension | functions | vertices |"
     for method in ("interior-point",) if quick else ("interior-point", "global"):
         what = "25 random patterns" if method == "interior-point" else "all networks, by local search"
-        print(f"\n### Optimal sets, squared loss, {what}\n\n{head}\n|---|---|---|---|---|---|---|---|---|---|")
-        for name in TABLES[:5] if quick else TABLES:
+        print(f"\n### Optimal sets, squared loss, {what}\n\n{head} test accuracy | s |")
+        print("|---|---|---|---|---|---|---|---|---|---|---|")
+        for name in TABLES:
             X, y = table(name)
             decays = (0.01,) if quick or method == "global" else (0.01, 0.01 / (0.6 * len(X)))
             for decay in decays:
@@ -195,8 +209,8 @@ def run_sets(quick: bool) -> None:
 def run_near(quick: bool) -> None:
     """The setting in which the source tunes, and what is free where correlations may be a little too small."""
     print("\n### 500 random patterns, weight decay 1e-3, no biases, 15 % of the rows (as the source tunes)\n")
-    print("| table | training | within | gap | neurons | dimension | functions | test accuracy | objective up to | s |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    head = "| table | training | within | gap | neurons | dimension | functions | vertices | test accuracy |"
+    print(f"{head} objective up to | s |\n|---|---|---|---|---|---|---|---|---|---|---|")
     for name in TABLES[:3] if quick else TABLES:
         X, y = table(name)
         train = np.random.default_rng(0).random(len(X)) < 0.15
@@ -205,17 +219,17 @@ def run_near(quick: bool) -> None:
 
 
 def near_row(name: str, tol: float, train: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...]) -> str:
-    """Twenty random vertices of the weights with the optimal outputs, over neurons within ``tol`` of being optimal."""
+    """Vertices of the weights with the optimal outputs, over neurons within ``tol`` of being optimal."""
     settings = {"weight_decay": 1e-3, "n_patterns": 500, "hidden_bias": False, "output_bias": False, "random_state": 0}
     found, seconds = cpu_seconds(lambda: optimal_set(*train, tol=tol, **settings))
-    (M, shift), rng = found.outputs_at(test[0]), np.random.default_rng(0)
-    vertices = [found.polytope.random_vertex(rng) for _ in range(20 if found.dimension else 1)]
+    M, shift = found.outputs_at(test[0])
+    vertices, count = corners(found)
     right = [np.mean((M @ x + shift > 0) == (test[1] > 0)) for x in vertices]
     excess = max(1e-3 * (x.sum() - found.reference.sum()) / found.objective for x in vertices)
     return (
         f"| {name} | {len(train[0])} x {train[0].shape[1]} | {tol:g} | {found.gap:.0e} | {len(found.neurons)} | "
-        f"{found.dimension} | {found.function_dimension} | {min(right):.3f} to {max(right):.3f} | {excess:+.1e} | "
-        f"{seconds:.1f} |"
+        f"{found.dimension} | {found.function_dimension} | {count} | "
+        f"{min(right):.3f} to {max(right):.3f} | {excess:+.1e} | {seconds:.1f} |"
     )
 
 
@@ -236,12 +250,8 @@ def run_symmetric() -> None:
             found, seconds = cpu_seconds(
                 lambda y=y, decay=decay: optimal_set(grid, y, weight_decay=decay, method="exact", random_state=0)
             )
-            try:
-                sizes = [vertex.n_neurons for vertex in found.vertices(100_000)]
-                count = str(len(sizes))
-            except InvalidInputError:
-                sizes = [found.random_vertex(seed).n_neurons for seed in range(20)]
-                count = "too many"
+            points, count = corners(found)
+            sizes = [np.count_nonzero(x) for x in points]
             print(
                 f"| {name} | {decay:g} | {len(found.neurons)} | {found.dimension} | {found.function_dimension} | "
                 f"{count} | {min(sizes)} to {max(sizes)} | {seconds:.1f} |",
@@ -253,9 +263,7 @@ def run_paths(quick: bool) -> None:
     """Thirty weight decays on breast cancer, and the hardest of them alone."""
     X, Y = unit_variance(breast_cancer)
     print("\n### Paths on breast cancer, squared loss, gap 1e-4 by local search\n")
-    print(
-        "| points | from | to | total s | longest point s | ratio (aim 6) | hardest alone s | largest gap | neurons |"
-    )
+    print("| points | from | to | total s | longest, wall s | alone s (gap) | ratio (aim 6) | largest gap | neurons |")
     print("|---|---|---|---|---|---|---|---|---|")
     level = path(X, Y[:, 0], n_points=1, random_state=0).null_level
     for count, end in ((30, 0.012), (30, 0.005)) if quick else ((30, 0.012), (30, 0.005), (30, 0.003)):
@@ -266,8 +274,8 @@ def run_paths(quick: bool) -> None:
         )
         longest, gap = max(point.seconds for point in found.points), max(point.gap for point in found.points)
         print(
-            f"| {count} | {level:.3g} | {end:g} | {total:.1f} | {longest:.1f} | {total / max(longest, seconds):.1f} | "
-            f"{seconds:.1f} ({alone.gap:.0e}) | {gap:.0e} | 0 to {found.points[-1].n_neurons} |",
+            f"| {count} | {level:.3g} | {end:g} | {total:.1f} | {longest:.1f} | {seconds:.1f} ({alone.gap:.0e}) | "
+            f"{total / seconds:.1f} | {gap:.0e} | 0 to {found.points[-1].n_neurons} |",
             flush=True,
         )
 

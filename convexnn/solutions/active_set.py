@@ -11,7 +11,7 @@ positive definite, which is the case of minimal networks (:mod:`convexnn.solutio
 neurons keep to the cones of given activation patterns, as in the programs over these.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -20,13 +20,13 @@ from torch import Tensor
 
 from convexnn.neurons import Neurons, unit_rows
 from convexnn.problem import Problem
+from convexnn.solutions.holding import Hold, Lines, hold
 
 _STEPS = 200
 _ON_KINK = 1e-5  # of |x_i'z| relative to |x_i| |z|
 _STATIONARY = 1e-13  # of the gradient, relative to the weight decay
 _RELEASE = 1e-7  # of a multiplier outside its interval, relative to its length, that is no rounding
 _RANK = 1e-10
-_CONCAVE = 1e-9
 _TURNED = 1e-3
 _GOOD = 1e-9
 _TRIES = 6
@@ -43,6 +43,7 @@ class ActiveSet:
     D: Bool[Tensor, "k n"]  # off kinks: x_i'z_j > 0; on kinks False, and without effect
     kinks: Bool[Tensor, "k n"]
     cones: Bool[Tensor, "k n"] | None = None  # patterns that neurons have to keep
+    lines: Lines | None = field(default=None, repr=False)  # of the samples; None: found when they are needed
 
     @classmethod
     def of(
@@ -64,7 +65,8 @@ class ActiveSet:
         kinks = (
             torch.stack([_near(problem.X, *row, on_kink) for row in zip(Z, ratio, strict=True)]) if len(Z) else T > 0
         )
-        return cls(problem, Z, C, neurons.bias, (T > 0) & ~kinks, kinks, cones).on_kinks()
+        lines = Lines.of(problem.X, together=cones is None)
+        return cls(problem, Z, C, neurons.bias, (T > 0) & ~kinks, kinks, cones, lines).on_kinks()
 
     def on_kinks(self) -> "ActiveSet":
         """With neurons projected on their kinks, and the sides of all samples as they are then."""
@@ -182,31 +184,20 @@ class ActiveSet:
         total = float(own) / self.problem.weight_decay
         return max(total, float(self.dual.sum(0).abs().max() / self.dual.abs().sum().clamp(min=1e-300))) if K else total
 
+    @cached_property
+    def hold(self) -> Hold:
+        """What keeps neurons on their kinks."""
+        lines = self.lines or Lines.of(self.problem.X, together=self.cones is None)
+        return hold(lines, self.kinks, self.C @ self.dual.T, self.pulls, self.cones)
+
     def shares(self) -> Float[Tensor, "k n"]:
-        """On kinks the share d of the sample's V c_j that balances the neuron: in [0, 1] at a local minimum."""
-        out = torch.full(self.kinks.shape, 0.5).to(self.Z)
-        pull = self.C @ self.dual.T
-        for j in torch.nonzero(self.kinks.any(1))[:, 0].tolist():
-            rows = self.kinks[j]
-            theta = torch.linalg.lstsq(self.problem.X[rows].T, self.pulls[j][:, None], driver="gelsd").solution[:, 0]
-            out[j, rows] = theta / torch.where(pull[j, rows] == 0, 1e-300, pull[j, rows])
-        return out
+        """On kinks the share d of V c_j that balances the neuron, of parallel samples: in [0, 1] at local minima."""
+        return torch.where(self.kinks, self.hold.shares[:, self.hold.lines.index], 0.5)
 
     def excess(self) -> tuple[Float[Tensor, "k n"], Bool[Tensor, "k n"]]:
-        """How far J is from having a minimum at each kink, and the side on which it falls.
-
-        Off the cones' boundaries a minimum needs a share in [0, 1] and a kink that is convex, V c_j <= 0; on the
-        boundary of a cone a multiplier of the right sign, measured in the largest |V c_j|.
-        """
-        share, pull = self.shares(), self.C @ self.dual.T
-        if self.cones is None:
-            size = pull.abs().amax().clamp(min=1e-300)
-            concave = torch.where(pull > _CONCAVE * size, 1.0, 0.0)
-            out = torch.maximum(torch.maximum(-share, share - 1), concave)
-            return torch.where(self.kinks, out, -1.0), share > 0.5
-        theta = share * pull
-        inward = torch.where(self.cones, theta - pull, -theta) / pull.abs().amax().clamp(min=1e-300)
-        return torch.where(self.kinks, -inward, -1.0), self.cones
+        """How far J is from having a minimum at each kink, see :meth:`Hold.falls`, and the side on which it falls."""
+        (fall, side), lines = self.hold.falls(self.problem.weight_decay), self.hold.lines
+        return torch.where(self.kinks, fall[:, lines.index], -1.0), side[:, lines.index] == lines.along
 
 
 def _near(X: Float[Tensor, "n d"], z: Float[Tensor, " d"], ratio: Float[Tensor, " n"], on_kink: float) -> Tensor:
@@ -280,7 +271,8 @@ def _step(at: ActiveSet) -> ActiveSet | None:
     if not slope < 0:
         return None
     T, dT = at.Z @ at.problem.X.T, dZ @ at.problem.X.T
-    hits = torch.where(~at.kinks & (T * dT < 0), -T / dT, torch.inf)
+    slack, nearer = torch.where(at.D, T, -T).clamp(min=0.0), torch.where(at.D, -dT, dT)
+    hits = torch.where(~at.kinks & (nearer > 0), slack / nearer, torch.inf)
     first, shortest = float(hits.min()) if hits.numel() else float("inf"), _shortest(at.Z)
     length = min(1.0, first)
     for _ in range(30):
@@ -296,8 +288,8 @@ def _step(at: ActiveSet) -> ActiveSet | None:
         length = 1.0
     if length == first:
         j, i = divmod(int(hits.argmin()), hits.shape[1])
-        kinks, D = moved.kinks.clone(), moved.D.clone()
-        kinks[j, i], D[j, i] = True, False
+        kinks, D, index = moved.kinks.clone(), moved.D.clone(), at.hold.lines.index
+        kinks[j, index == index[i]], D[j, index == index[i]] = True, False
         moved = replace(moved, kinks=kinks, D=D).on_kinks()
     return moved
 
@@ -307,13 +299,16 @@ def _shortest(Z: Float[Tensor, "k d"]) -> float:
 
 
 def _released(at: ActiveSet) -> ActiveSet | None:
-    """Without the kink that J asks most to leave; None where it asks for none."""
+    """Without the kink that J asks most to leave, or those that a neuron crosses together; None where there is none."""
     if not bool(at.kinks.any()):
         return None
     excess, side = at.excess()
     if float(excess.max()) <= _RELEASE:
         return None
     j, i = divmod(int(excess.argmax()), excess.shape[1])
-    kinks, D = at.kinks.clone(), at.D.clone()
-    kinks[j, i], D[j, i] = False, side[j, i]
+    kinks, D, index = at.kinks.clone(), at.D.clone(), at.hold.lines.index
+    leaving = index == index[i]
+    if float(at.hold.left[j].norm()) > 0:  # lines that steepest descent crosses have its slope
+        leaving = leaving | (excess[j] == excess[j, i])
+    kinks[j, leaving], D[j, leaving] = False, side[j, leaving]
     return replace(at, kinks=kinks, D=D)

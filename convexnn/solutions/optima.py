@@ -224,7 +224,7 @@ def set_of(task: Task, program: ReLUProgram, at: ActiveSet, kind: str, tol: floa
         )
     index = torch.nonzero(norms >= wd * (1 - tol))
     neurons, reference = _distinct(problem, P, index, program.signs, at)
-    below = _separation(P, norms, neurons, wd * (1 - tol)) / wd
+    next_one = float(torch.where(norms < wd * (1 - tol), norms, 0.0).max())  # zero where it was not computed
     bound = dual_bound(problem, V, max(float(norms.max()), 1e-300))
     return OptimalSet(
         task=task,
@@ -235,7 +235,7 @@ def set_of(task: Task, program: ReLUProgram, at: ActiveSet, kind: str, tol: floa
         objective=at.objective,
         bound=bound,
         tolerance=tol,
-        separation=below,
+        separation=1 - next_one / wd if next_one else float("inf"),
         residual=at.residual,
         blocks=len(index),
     )
@@ -272,15 +272,3 @@ def _distinct(
     roots = torch.unique(first)
     reference = torch.zeros(len(U)).to(P).index_add(0, first[: len(own)], size)[roots]
     return Neurons(U[roots], C[roots], at.bias), reference
-
-
-def _separation(P: Tensor, norms: Tensor, neurons: Neurons, limit: float) -> float:
-    """By how much the largest correlation of a neuron that is not in the set is below the limit's own scale."""
-    rest = torch.nonzero((norms < limit) & (norms > 0))
-    if len(rest) == 0:
-        return float("inf")
-    S, K, which = rest.T
-    U = unit_rows(P[S, K, which])
-    known = (U @ neurons.W.T > 1 - 1e-6).any(1) if len(neurons) else torch.zeros(len(U), dtype=torch.bool)
-    values = norms[S, K, which][~known]
-    return float(limit - values.max()) if len(values) else float("inf")

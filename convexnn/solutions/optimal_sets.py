@@ -61,7 +61,7 @@ class OptimalSet:
     objective: float
     bound: float  # of the same networks, at V
     tolerance: float  # neurons whose correlation is within this of the weight decay, relatively, are in the set
-    separation: float  # how far below the weight decay, relatively, the next correlation is (of distinct neurons)
+    separation: float  # how far below the weight decay, relatively, the next correlation is; inf: a tenth or more
     residual: float  # of the stationarity of the reference, relative to the weight decay
     blocks: int  # blocks of the program with that correlation; several can hold one neuron
 
@@ -141,8 +141,8 @@ class OptimalSet:
             return neurons
         return replace(neurons, bias=neurons.bias + (self.output - neurons(self.task.reduced.X)).mean(0))
 
-    def vertices(self, most: int = 1_000_000) -> list[OptimalNetwork]:
-        """Every vertex; see :meth:`Polytope.vertices` for what is raised where there can be too many."""
+    def vertices(self, most: int = 100_000) -> list[OptimalNetwork]:
+        """Every vertex; see :meth:`Polytope.vertices` for what is raised where there are too many."""
         return [self.element(x) for x in self.polytope.vertices(most)]
 
     def random_vertex(self, random_state: Any = None) -> OptimalNetwork:
@@ -154,8 +154,8 @@ class OptimalSet:
         x = self.polytope.minimum_norm()
         return self.element(x, float(x @ x))
 
-    def sparsest(self, most: int = 1_000_000) -> OptimalNetwork:
-        """A vertex with the fewest neurons; raises as :meth:`vertices` where there can be too many to look at."""
+    def sparsest(self, most: int = 100_000) -> OptimalNetwork:
+        """A vertex with the fewest neurons; raises as :meth:`vertices` where there are too many to look at."""
         vertices = self.polytope.vertices(most)
         x = vertices[np.count_nonzero(vertices, axis=1).argmin()]
         return self.element(x, float(np.count_nonzero(x)))

@@ -4,8 +4,6 @@ Everything is done in coordinates t of the affine hull, x = x0 + B t with an ort
 itself; linear programs go to HiGHS, and every point is moved back to the set up to rounding before it is returned.
 """
 
-import itertools
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +13,7 @@ from scipy.linalg import null_space, qr
 from scipy.optimize import linprog, nnls
 
 from convexnn.errors import InvalidInputError, SolverError
+from convexnn.solutions.vertices import bases
 
 _POSITIVE = 1e-9  # of the largest coordinate: what no point of the set exceeds is zero on it
 _SINGULAR = 1e-9
@@ -125,27 +124,28 @@ class Polytope:
         s = -residual[:-1] / residual[-1] * size if abs(residual[-1]) > 1e-14 else B.T @ self.x0
         return np.maximum(low + B @ s, 0.0)
 
-    def vertices(self, most: int = 1_000_000) -> Float[np.ndarray, "v m"]:
-        """All of them, by trying every set of coordinates that can vanish together.
+    def vertices(self, most: int = 100_000) -> Float[np.ndarray, "v m"]:
+        """All of them.
 
         Raises:
-            InvalidInputError: more than ``most`` sets would have to be tried; says how many.
+            InvalidInputError: there are more than ``most`` (where many coordinates vanish together, or somewhat fewer).
         """
-        B, used = self.basis, np.flatnonzero(self.positive)
-        q = B.shape[1]
-        if q == 0:
-            return self.x0[None]
-        count = math.comb(len(used), q)
-        if count > most:
+        found, complete = self.some_vertices(most)
+        if not complete:
             raise InvalidInputError(
-                f"an optimal set of dimension {q} in {len(used)} coordinates has up to {count} vertices; at most "
-                f"{most} are looked for. Ask for random vertices instead."
+                f"an optimal set of dimension {self.dimension} in {int(self.positive.sum())} coordinates has more than "
+                f"{most} vertices, or nearly as many. Ask for random vertices, or for some_vertices of its polytope."
             )
-        found = [np.zeros((0, len(self.x0)))]
-        sets = itertools.combinations(used, q)
-        while chunk := list(itertools.islice(sets, _CHUNK)):
-            found.append(self._corners(np.array(chunk)))
-        return _distinct(np.concatenate(found))
+        return found
+
+    def some_vertices(self, most: int) -> tuple[Float[np.ndarray, "v m"], bool]:
+        """Vertices by a walk along edges that ends after about ``most``, and whether these are all."""
+        used = np.flatnonzero(self.positive)
+        if self.dimension == 0:
+            return self.x0[None], True
+        sets, complete = bases(self.basis[used], self.centre[used], most)
+        corners = [self._corners(used[part]) for part in np.array_split(sets, 1 + len(sets) // _CHUNK)]
+        return _distinct(np.concatenate(corners)), complete
 
     def _corners(self, sets: np.ndarray) -> np.ndarray:
         """The points where these coordinates vanish, those in the set."""

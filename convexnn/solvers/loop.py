@@ -143,10 +143,10 @@ def _rounds(
     pairs = ColumnPairs.fit(working.X)
     deadline = run.started + run.limits.max_seconds
     state, ready = _tracked(run, working, solver, state, pairs, generator)
-    ready, n_searched = ready and run.pool is not None and run.pool.complete, 0
+    if not (ready and run.pool is not None and run.pool.complete):
+        state = solver.price(working, state, pairs, generator)
+    n_searched = 0
     while True:
-        state = state if ready else solver.price(working, state, pairs, generator)
-        ready = False
         V = run.problem.admit(state.V.double())
         known = evaluate(run.problem.X, V, state.candidates.U.double())
         gained = run.see_dual(dual_point(run.problem, V, known.best()))
@@ -172,6 +172,7 @@ def _rounds(
             return Status.NON_FINITE
         gained |= run.see_network(state.neurons.to(torch.float64))
         run.rounds_without_gain = 0 if gained else run.rounds_without_gain + 1
+        state = solver.price(working, state, pairs, generator)
 
 
 def _tracked(

@@ -8,11 +8,14 @@ import torch
 from convexnn_cases import normal
 
 import convexnn
+from convexnn.ascent import evaluate
+from convexnn.duality import Judgement, dual_point
 from convexnn.errors import InvalidInputError, SolverError
 from convexnn.network import from_torch
 from convexnn.neurons import Neurons, unit_rows
 from convexnn.patterns import enumerate_patterns
 from convexnn.programs import ReLUProgram
+from convexnn.solutions import optima
 from convexnn.solutions.active_set import stationary
 from convexnn.solutions.optima import optimal_set, set_of
 from convexnn.solutions.optimal_sets import OptimalSet
@@ -103,6 +106,7 @@ def test_optimal_networks_can_differ_off_the_data():
     """And then choices among them matter: by the loss on other samples, and by their margin there."""
     found, rng = bowl_set(), np.random.default_rng(0)
     assert 0 < found.function_dimension < found.dimension
+    costs, l1 = rng.standard_normal(len(found.neurons)), found.task.reduction.lift(found.neurons).W.abs().sum(1).numpy()
     X_new, y_new = rng.uniform(-2, 2, (30, 2)), rng.standard_normal(30)
     signs = np.where(rng.standard_normal(30) > 0, 1.0, -1.0)
     M, shift = found.outputs_at(X_new)
@@ -114,6 +118,12 @@ def test_optimal_networks_can_differ_off_the_data():
     assert validated.value < losses.min() + 1e-10
     assert validated.value < losses.max() - 1e-4
     assert margin.value >= (signs * off).min(1).max() - 1e-9
+    cheapest, sparse = found.least(costs), found.least_l1()
+    assert cheapest.value == pytest.approx(float(costs @ cheapest.weights), rel=1e-12)
+    assert cheapest.value < min(float(costs @ vertex.weights) for vertex in vertices) + 1e-9
+    assert cheapest.value < max(float(costs @ vertex.weights) for vertex in vertices) - 1e-4
+    assert sparse.value == pytest.approx(float(l1 @ sparse.weights), rel=1e-12)
+    assert sparse.value == pytest.approx(found.least(l1).value, rel=1e-12)
     on = found.task.full.X[:, :2]
     with torch.no_grad():
         for element in (validated, margin, *vertices):
@@ -131,6 +141,66 @@ def test_what_another_solver_finds_is_in_the_set():
     alike = unit_rows(neurons.W) @ found.neurons.W.T
     same_sign = torch.sign(neurons.A) * torch.sign(found.neurons.A.T) > 0
     assert float(torch.where(same_sign, alike, -1.0).amax(1).min()) > 1 - 1e-5
+
+
+def arcs_of_the_circle(found: OptimalSet, X: np.ndarray) -> list[tuple[float, np.ndarray]]:
+    """For both signs and every arc between kinks of neurons in the plane: largest correlation, and where."""
+    V = found.task.reduced.loss.negative_gradient(found.output)[:, 0].numpy()
+    kinks = np.sort(
+        np.concatenate([np.arctan2(X[:, 1], X[:, 0]) + turn for turn in (np.pi / 2, -np.pi / 2)]) % (2 * np.pi)
+    )
+    kinks = kinks[np.append(True, np.diff(kinks) > 1e-9)]
+    out = []
+    for low, high in zip(kinks, np.append(kinks[1:], kinks[0] + 2 * np.pi), strict=True):
+        middle = np.array([np.cos((low + high) / 2), np.sin((low + high) / 2)])
+        c = (X[X @ middle > 0] * V[X @ middle > 0, None]).sum(0)
+        for sign in (1, -1):
+            peak = np.arctan2(sign * c[1], sign * c[0])
+            peak += 2 * np.pi * np.ceil((low - peak) / (2 * np.pi))
+            for angle in (peak, low, high):
+                u = np.array([np.cos(angle), np.sin(angle)])
+                if low <= angle <= high:
+                    out.append((sign * float(c @ u), u))
+    return out
+
+
+def test_separation_is_the_distance_to_the_next_correlation():
+    """In the plane the largest correlation of every arc has a closed form."""
+    rng, seen = np.random.default_rng(0), 0
+    for _ in range(6):
+        X, y = rng.standard_normal((12, 2)), rng.standard_normal(12)
+        settings = {"weight_decay": 0.02, "hidden_bias": False, "output_bias": False, "random_state": 0}
+        found = optimal_set(X, y, method="exact", **settings)
+        U = found.task.reduction.lift(found.neurons).W.numpy()
+        rest = [value for value, u in arcs_of_the_circle(found, X) if (U @ u).max(initial=-1.0) < 1 - 1e-6]
+        expected = 1 - max(rest) / 0.02
+        if expected < 0.09:
+            assert found.separation == pytest.approx(expected, abs=1e-7)
+            seen += 1
+        elif expected > 0.11:
+            assert found.separation == np.inf
+    assert seen >= 2
+
+
+def test_patterns_nearby_find_what_a_search_misses(monkeypatch):
+    """A search that sees the network's own neurons only, and one of them gone: it is back."""
+
+    def blind(problem, V, neurons, **_):
+        found = evaluate(problem.X, V, neurons.W)
+        return Judgement(dual_point(problem, V, found.best()), found)
+
+    rng = np.random.default_rng(2)
+    X, y = rng.standard_normal((6, 2)), rng.standard_normal(6)
+    settings = {"weight_decay": 0.01, "hidden_bias": False, "output_bias": False, "random_state": 0}
+    best = optimal_set(X, y, method="exact", **settings)
+    neurons = best.task.reduction.lift(from_torch(best.element(best.reference).network))
+    monkeypatch.setattr(optima, "judge", blind)
+    for gone in (0, 4):  # neurons in the cones on both sides of a kink that another one is on
+        keep = torch.arange(len(neurons)) != gone
+        less = replace(neurons, W=neurons.W[keep], A=neurons.A[keep])
+        network = convexnn.network.to_torch(less, hidden_bias=False, output_bias=False)
+        found = optimal_set(X, y, method="global", network=network, **settings)
+        assert found.objective == pytest.approx(best.objective, rel=1e-10)
 
 
 def test_generic_data_have_one_optimal_network():
@@ -229,7 +299,8 @@ def test_sampled_programs():
 def test_weights_outside_are_refused():
     found = circle_set()
     assert found.element(found.reference.tolist()).fit_change < 1e-10
-    for weights in (2 * found.reference, found.reference - 1.0, np.ones(3), np.nan * found.reference):
+    slightly = (1 + 1e-6) * found.reference  # to first order the objective is the same
+    for weights in (slightly, 2 * found.reference, found.reference - 1.0, np.ones(3), np.nan * found.reference):
         with pytest.raises(InvalidInputError):
             found.element(weights)
 

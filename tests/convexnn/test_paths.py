@@ -144,6 +144,17 @@ def test_dimension_is_that_of_the_optimal_set(method):
     assert [point.dimension for point in found.points] == dimensions == [0, 2]
 
 
+def test_an_output_bias_makes_up_for_neurons_that_add_up_to_a_constant():
+    """F = b + x_1 at 1, b - x_2 at -1: only x_1 + x_2 counts; without a bias both weights do."""
+    X, y = np.array([[1.0], [-1.0]]), np.array([1.0, -1.0])
+    settings = {"hidden_bias": False, "method": "interior-point", "n_patterns": 2, "random_state": 0}
+    for bias, expected in ((True, 1), (False, 0)):
+        (point,) = path(X, y, weight_decays=[0.1], output_bias=bias, tol=1e-7, **settings).points
+        found = optimal_set(X, y, weight_decay=0.1, output_bias=bias, **settings)
+        assert point.dimension == found.dimension == expected
+        assert len(found.neurons) == 2
+
+
 @pytest.mark.parametrize("known", ["directions of elsewhere", "none", "its own neurons"])
 def test_a_bound_does_not_rest_on_a_pool(known):
     """Directions that are said to be all there are, and are not: objective and bound are what they are without."""
@@ -170,7 +181,9 @@ def test_given_weight_decays_and_held_out_samples():
             f = point.network(X)[:, 0].numpy()
         assert point.test_loss == pytest.approx(np.log1p(np.exp(-y * f)).mean(), rel=1e-9)
         assert point.test_accuracy == pytest.approx(((f > 0) == (y > 0)).mean())
-    assert found.best() in found.points
+    losses = [point.test_loss for point in found.points]
+    assert min(losses) < max(losses)
+    assert found.best() is found.points[int(np.argmin(losses))]
     weights = np.where(np.arange(30) < 15, 2.0, 1.0)
     weighted = small("logistic", "global", weight_decays=[0.2], test=(X, y), test_weight=weights)
     with torch.no_grad():

@@ -1,8 +1,11 @@
 """Polyhedra whose vertices and dimension are known, and linear programs by brute force."""
 
+import itertools
+
 import cvxpy as cp
 import numpy as np
 import pytest
+from scipy.linalg import null_space
 
 from convexnn.errors import InvalidInputError
 from convexnn.solutions.polytope import Polytope
@@ -93,6 +96,49 @@ def test_maximin_against_cvxpy(seed):
     np.testing.assert_allclose(polytope.A @ x, polytope.A @ polytope.x0, atol=1e-9)
 
 
-def test_too_many_vertices_are_refused_with_their_number():
-    with pytest.raises(InvalidInputError, match="184756"):
-        cube(10).vertices(most=1000)
+def by_trying_all(polytope: Polytope) -> np.ndarray:
+    """Every set of coordinates that can vanish together."""
+    B, used = polytope.basis, np.flatnonzero(polytope.positive)
+    found = []
+    for zero in map(list, itertools.combinations(used, B.shape[1])):
+        if np.linalg.cond(B[zero]) < 1e9:
+            x = polytope.x0 - B @ np.linalg.solve(B[zero], polytope.x0[zero])
+            if x.min() > -1e-9:
+                found.append(np.round(x, 7) + 0.0)
+    return np.unique(np.array(found), axis=0)
+
+
+def pyramids(q: int) -> Polytope:
+    """A cross-polytope, |y|_1 <= 1 in q dimensions: 2^q facets s'y <= 1 as coordinates, half of them at each vertex."""
+    signs = np.array(list(itertools.product([1.0, -1.0], repeat=q)))
+    return Polytope(null_space(signs.T).T, np.ones(2**q))
+
+
+@pytest.mark.parametrize(
+    "polytope",
+    [pyramids(3), pyramids(4), cube(4), simplex(4), *(random_polytope(seed, rows=4, m=10) for seed in range(4))],
+)
+def test_vertices_are_those_that_trying_all_sets_finds(polytope):
+    found = np.unique(np.round(polytope.vertices(), 7) + 0.0, axis=0)
+    np.testing.assert_allclose(found, by_trying_all(polytope), atol=2e-7)
+
+
+def test_counts_of_vertices():
+    """2^q of a cube, 2q of a cross-polytope, C(n, k) of a hypersimplex, n! of doubly stochastic matrices."""
+    assert len(cube(9).vertices()) == 512
+    assert len(pyramids(4).vertices()) == 8
+    slices = Polytope(np.block([[np.eye(7), np.eye(7)], [np.ones((1, 7)), np.zeros((1, 7))]]), np.repeat([3, 4], 7) / 7)
+    assert len(slices.vertices()) == 35
+    sums = np.concatenate([np.kron(np.eye(4), np.ones((1, 4))), np.kron(np.ones((1, 4)), np.eye(4))])
+    matrices = Polytope(sums, np.full(16, 0.25))
+    assert matrices.dimension == 9
+    assert len(matrices.vertices()) == 24
+
+
+def test_too_many_vertices_are_refused_and_some_of_them_are_given():
+    with pytest.raises(InvalidInputError, match="more than 200"):
+        cube(10).vertices(most=200)
+    found, complete = cube(10).some_vertices(200)
+    assert not complete
+    assert 200 <= len(found) < 1024
+    assert set(np.round(found, 9).ravel()) == {0.0, 1.0}

@@ -14,7 +14,7 @@ from convexnn.errors import InvalidInputError
 from convexnn.network import from_torch, to_torch
 from convexnn.neurons import Neurons
 from convexnn.problem import Problem
-from convexnn.solutions.elimination import fewest
+from convexnn.solutions.elimination import fewest, rank
 from convexnn.solutions.pruning import added_up, prune, radial_residual
 from convexnn.solutions.shrinking import pruning_curve
 
@@ -141,6 +141,15 @@ def test_elimination_reaches_a_vertex(seed):
     np.testing.assert_allclose(c @ found.weights, c.sum(), atol=1e-10)
 
 
+def test_rank_does_not_depend_on_the_sizes_of_vectors():
+    """Six dimensions, in sizes over ten decades, and dependent vectors among them."""
+    rng = np.random.default_rng(0)
+    P, sizes = rng.standard_normal((9, 6)), 10.0 ** np.linspace(-10, 0, 6)
+    assert rank(P) == rank(P * sizes) == rank(P * sizes[::-1]) == 6
+    assert rank(np.concatenate([P @ rng.standard_normal((6, 10)), P * sizes], 1)) == 6
+    assert rank(np.zeros((4, 3))) == 0
+
+
 @pytest.mark.parametrize("seed", [0, 1, 5, 38, 87, 237])  # the last four: steps without regard to costs raise them
 def test_elimination_never_raises_other_costs(seed):
     """And never goes below the least cost, that of the linear program."""
@@ -237,14 +246,22 @@ def test_curves(correction, loss):
     assert sizes == sorted(set(sizes), reverse=True)
     assert sizes[-1] <= 1
     assert curve.points[0].objective == pytest.approx(curve.pruned.objective_before, rel=1e-8)
+    with torch.no_grad():
+        F = network(X)
     for point in curve.points:
         neurons = from_torch(point.network)
         assert len(neurons) == max(point.n_neurons, 1)
         with torch.no_grad():
             value = convexnn.data.read_loss(loss, y, 40).value(point.network(X))
+            change = float((point.network(X) - F).abs().max() / (F - F.mean(0)).abs().max())
+        assert point.fit_change == pytest.approx(change, rel=1e-6, abs=1e-12)
         assert point.objective == pytest.approx(float(value + 0.05 * neurons.masses().sum()), rel=1e-9)
         assert point.test_loss == pytest.approx(point.loss, rel=1e-9)
-    assert curve.smallest(1e-6).n_neurons <= curve.pruned.n_neurons
+    for increase in (1e-6, 0.05, 0.5, 100.0):
+        limit = (1 + increase) * curve.pruned.objective_before
+        sizes = [point.n_neurons for point in curve.points if point.objective <= limit]
+        assert curve.smallest(increase).n_neurons == min(sizes)
+    assert curve.smallest(1e-6).n_neurons > curve.smallest(100.0).n_neurons == curve.points[-1].n_neurons
     assert (curve.points[0].test_accuracy is None) == (loss == "squared")
 
 
