@@ -45,11 +45,11 @@ def bases(A: Float[np.ndarray, "m q"], b: Float[np.ndarray, " m"], most: int) ->
 def _start(A: np.ndarray, b: np.ndarray, shifts: np.ndarray) -> Int[np.ndarray, " q"]:
     """A basis of the shifted polyhedron: at a vertex, and among the rows that vanish there where these are too many."""
     q = A.shape[1]
-    t = _vertex(A, b, np.random.default_rng(1).standard_normal(q))
+    t = _vertex(A, b, np.random.default_rng(1).standard_normal((q,)))
     tight = np.flatnonzero(b + A @ t <= _TIE)
     if len(tight) == q:
         return tight
-    near = _vertex(A[tight], shifts[tight], np.sum(A[tight], axis=0))
+    near = _vertex(A[tight], shifts[tight], A[tight].sum(axis=0))
     return np.sort(tight[np.argsort(shifts[tight] + A[tight] @ near)[:q]])
 
 

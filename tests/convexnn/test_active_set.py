@@ -161,8 +161,8 @@ def test_multipliers_of_dependent_kinks_are_those_that_hold_a_neuron():
         ways = torch.stack([angles.cos(), angles.sin()], 1) @ Q.T
         rates = ways @ at.pulls[0] - torch.relu(ways @ X[:3].T) @ turns
         steepest, (excess, side) = ways[rates.argmin()], at.excess()
-        assert rate(at, 0, steepest) == pytest.approx(float(rates.min()), abs=1e-5)
-        seen.append(float(rates.min()) < 0)
+        assert rate(at, 0, steepest) == pytest.approx(float(rates.min()), rel=1e-3, abs=1e-5)
+        seen.append(float(rates.min()) < -1e-9)
         assert bool(excess[0].max() > 1e-6) == seen[-1]
         if seen[-1]:
             crossed = (X[:3] @ steepest).abs() > 1e-2 * X[:3].norm(dim=1)
