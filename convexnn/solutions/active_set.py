@@ -29,7 +29,6 @@ _RELEASE = 1e-7  # of a multiplier outside its interval, relative to its length,
 _RANK = 1e-10
 _TURNED = 1e-3
 _GOOD = 1e-9
-_GONE = 1e-9  # norm of a neuron, relative to the largest
 _TRIES = 6
 
 
@@ -178,12 +177,6 @@ class ActiveSet:
         return float(values[0] / values[-1]) if len(values) else 1.0
 
     @property
-    def vanishing(self) -> bool:
-        """Whether a neuron is on its way to zero, where J has no derivative."""
-        norms = self.Z.norm(dim=1)
-        return len(norms) > 0 and float(norms.min()) < _GONE * float(norms.max())
-
-    @property
     def residual(self) -> float:
         """Largest entry of the gradient, relative to the weight decay (for the bias, to the sum of |V|)."""
         K = self.C.shape[1] if self.problem.output_bias else 0
@@ -236,12 +229,11 @@ def polish(
 ) -> ActiveSet:
     """A stationary point near a network (a local minimum over its kinks) to rounding, for a twice differentiable loss.
 
-    Neurons keep their output weights' direction; one that vanishes ends it. ``residual`` and ``excess`` of the
-    answer say what was reached.
+    Neurons keep their output weights' direction. ``residual`` and ``excess`` of the answer say what was reached.
     """
     at = ActiveSet.of(problem, neurons, on_kink, cones)
     for _ in range(steps):
-        if (len(at.Z) == 0 and not problem.output_bias) or at.vanishing:
+        if len(at.Z) == 0 and not problem.output_bias:
             break
         if at.residual > _STATIONARY:
             moved = _step(at)
