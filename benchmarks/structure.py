@@ -158,10 +158,14 @@ MOST_VERTICES = 20_000
 
 def corners(found: OptimalSet) -> tuple[list[np.ndarray], str]:
     """Vertices and how many there are; of too many those that a walk along edges meets first, and random ones."""
-    points, complete = found.polytope.some_vertices(MOST_VERTICES)
+    rng = np.random.default_rng(0)
+    try:
+        points, complete = found.polytope.some_vertices(MOST_VERTICES)
+    except SolverError:
+        points, complete = np.array([found.polytope.random_vertex(rng) for _ in range(20)]), False
+        return list(points), f"at least {len(np.unique(points.round(9), axis=0))} (random)"
     if complete:
         return list(points), str(len(points))
-    rng = np.random.default_rng(0)
     return [*points, *(found.polytope.random_vertex(rng) for _ in range(20))], f"at least {len(points)}"
 
 

@@ -54,10 +54,11 @@ def _start(A: np.ndarray, b: np.ndarray, shifts: np.ndarray) -> Int[np.ndarray, 
 
 
 def _vertex(A: np.ndarray, b: np.ndarray, cost: np.ndarray) -> Float[np.ndarray, " q"]:
-    found = linprog(cost, A_ub=-A, b_ub=b, bounds=(None, None), method="highs-ds")
-    if found.x is None:
-        raise SolverError(f"HiGHS found no vertex of an optimal set: {found.message}")
-    return found.x
+    for method in ("highs-ds", "highs-ipm"):  # the simplex method gives up on some degenerate ones
+        found = linprog(cost / np.abs(cost).max(), A_ub=-A, b_ub=b, bounds=(None, None), method=method)
+        if found.x is not None:
+            return found.x
+    raise SolverError(f"HiGHS found no vertex of an optimal set: {found.message}")
 
 
 def _neighbours(
