@@ -84,8 +84,11 @@ def accuracy_map(
         X: images (batch, height, width) or (batch, channels, height, width).
         y: class numbers, one for each image.
         regions: limits of fields, in any order, of any norms.
-        method, domain: as for `verify`.
-        n_jobs, results, progress: as for `certified_accuracy`.
+        method: as for `verify`.
+        domain: as for `verify`.
+        n_jobs: as for `certified_accuracy`.
+        results: as for `certified_accuracy`.
+        progress: as for `certified_accuracy`.
 
     Raises:
         CertifyError: as for `certified_accuracy`.
