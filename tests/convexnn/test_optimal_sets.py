@@ -203,6 +203,7 @@ def test_patterns_nearby_find_what_a_search_misses(monkeypatch):
         assert found.objective == pytest.approx(best.objective, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_generic_data_have_one_optimal_network():
     """And training from two seeds finds it."""
     X, y = normal(30, 3, seed=1), normal(30, seed=2)
@@ -215,6 +216,7 @@ def test_generic_data_have_one_optimal_network():
         assert float(cosines.amax(1).min()) > 0.99
 
 
+@pytest.mark.slow
 def test_a_network_far_from_optimal_is_improved_until_nothing_is_left():
     """From a gap of 0.1: the optimum to rounding. At this weight decay linear parts of pairs are free, for any data."""
     X, y = normal(40, 3, seed=1), normal(40, seed=2)

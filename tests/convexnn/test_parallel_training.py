@@ -36,7 +36,7 @@ def own_objective(network, X, y, wd, loss):
     return float((value + wd / 2 * ((second.weight**2).sum() + (last.weight**2).sum())).detach())
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("loss", "kind"), [("squared", 0), ("squared", 1), ("logistic", 0), ("hinge", 0), ("softmax", 0)]
 )
