@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import certify
-from benchmarks.data import SHARED
+from benchmarks.data import shared_file
 from certify.bounds import METHODS
 
 FILES = {
@@ -30,7 +30,7 @@ FILES = {
 
 def load(name: str) -> nn.Module:
     """A network that reads images (1, 28, 28)."""
-    stored = np.load(SHARED / "nets" / FILES[name])
+    stored = np.load(shared_file(f"nets/{FILES[name]}"))
     pairs = [
         (torch.from_numpy(stored[k]), torch.from_numpy(stored["b" + k[1:]])) for k in sorted(stored) if k[0] == "W"
     ]
@@ -86,7 +86,7 @@ def main() -> None:
         options.networks, options.norms, options.limit = ["dense"], ["linf"], 2
         options.deltas, options.gammas = [0.1, 0.2], [inf, 0.1]
     torch.set_num_threads(1)
-    stored = np.load(SHARED / "data" / "mnist.npz")
+    stored = np.load(shared_file("data/mnist.npz"))
     X = torch.from_numpy(stored["x_test"][: options.limit]).double()[:, None] / 255
     y = torch.from_numpy(stored["y_test"][: options.limit]).long()
     sets = itertools.product(options.norms, options.deltas, options.gammas)

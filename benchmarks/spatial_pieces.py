@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import certify
-from benchmarks.data import SHARED
+from benchmarks.data import shared_file
 from benchmarks.parts import run_parts
 from certify.bounds import METHODS
 from certify.bounds.base import place
@@ -31,7 +31,7 @@ DELTAS = (0.1, 0.2, 0.3, 0.5, 1.5)
 
 
 def mnist(count: int) -> Tensor:
-    return torch.from_numpy(np.load(SHARED / "data" / "mnist.npz")["x_test"][:count]).double()[:, None] / 255
+    return torch.from_numpy(np.load(shared_file("data/mnist.npz"))["x_test"][:count]).double()[:, None] / 255
 
 
 def interpolated(patch: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def run_planes(quick: bool) -> None:
 
 
 def digit_network() -> nn.Module:
-    stored, layers = np.load(SHARED / "nets" / "digits_64_20_20_10_adv.npz"), [nn.Flatten()]
+    stored, layers = np.load(shared_file("nets/digits_64_20_20_10_adv.npz")), [nn.Flatten()]
     for i in range(3):
         layer = nn.Linear(*stored[f"W{i}"].shape[::-1])
         layer.load_state_dict({"weight": torch.from_numpy(stored[f"W{i}"]), "bias": torch.from_numpy(stored[f"b{i}"])})
