@@ -46,7 +46,7 @@ class Problem:
     def widest_first(self) -> tuple["Problem", ...]:
         """The question about any fields, then the one about smooth ones: bounds of a box cost little.
 
-        So no method is looser with a limit of differences than without.
+        So no bound is looser with a limit of differences than without.
         """
         if self.canvas is None or not isinstance(self.canvas.outer, Deformations):
             return (self,)
