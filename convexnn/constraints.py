@@ -3,7 +3,7 @@
 Rows weigh the outputs at the training samples, at extra points, or at both; see :func:`convexnn.train`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from convexnn.data import positive, read_finite, read_matrix
+from convexnn.data import flag, positive, read_finite, read_matrix
 from convexnn.errors import InvalidInputError, InvalidTypeError
 
 _SHOWN = 5
@@ -126,17 +126,18 @@ def monotone(at: Any, feature: int, grid: Any, *, increasing: bool = True) -> Co
         grid: at least two values of the feature.
         increasing: False for an output that falls.
     """
+    rising = flag(increasing, "increasing")
     base, values = read_matrix(at, "at"), torch.unique(read_finite(grid, "grid"))
-    if not isinstance(feature, (int, np.integer)) or not 0 <= feature < base.shape[1]:
+    if isinstance(feature, bool) or not isinstance(feature, (int, np.integer)) or not 0 <= feature < base.shape[1]:
         raise InvalidInputError(f"feature={feature!r}; a column from 0 to {base.shape[1] - 1} is expected.")
     if values.ndim != 1 or len(values) < 2:
         raise InvalidInputError("the grid needs at least two different values of the feature.")
     points = base.repeat_interleave(len(values), 0)
     points[:, feature] = values.repeat(len(base))
     step = torch.eye(len(values), dtype=torch.float64)
-    rows = (step[:-1] - step[1:]) * (1.0 if increasing else -1.0)
+    rows = (step[:-1] - step[1:]) * (1.0 if rising else -1.0)
     A = torch.block_diag(*[rows] * len(base))
-    word = "rises" if increasing else "falls"
+    word = "rises" if rising else "falls"
     names = [
         f"output {word} in feature {feature} from {low:g} to {high:g} at point {k}"
         for k in range(len(base))
@@ -156,16 +157,31 @@ def output_caps(X: Any, *, lower: float | None = None, upper: float | None = Non
     points = read_matrix(X, "X")
     if lower is None and upper is None:
         raise InvalidInputError("output_caps needs a limit: pass lower, upper or both.")
+    limits = [(_limit(upper), 1.0, "above"), (_limit(lower), -1.0, "below")]
     eye, parts = torch.eye(len(points), dtype=torch.float64), []
-    for limit, sign, word in ((upper, 1.0, "above"), (lower, -1.0, "below")):
+    for limit, sign, word in limits:
         if limit is not None:
             names = [f"output at point {k} not {word} {limit:g}" for k in range(len(points))]
-            b = sign * read_finite(limit, "the limit of an output").reshape(()).expand(len(points))
+            b = torch.full((len(points),), sign * limit, dtype=torch.float64)
             parts.append(Constraints(None, b, sign * eye, points, names))
     if len(parts) == 1:
         return parts[0]
     both = torch.cat([part.A_extra for part in parts])
     return Constraints(None, torch.cat([part.b for part in parts]), both, points, [*parts[0].names, *parts[1].names])
+
+
+def _limit(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        raise InvalidTypeError(f"the limit of an output is {value!r}; a number is expected.")
+    number = read_finite(value, "the limit of an output")
+    if number.numel() != 1:
+        raise InvalidInputError(
+            f"the limit of an output has shape {tuple(number.shape)}; one number is expected. For limits that differ "
+            "add up output_caps of some points each."
+        )
+    return float(number)
 
 
 def _equal_means(labels: np.ndarray, among: np.ndarray, gap: float, what: str) -> Constraints:
@@ -190,8 +206,10 @@ def _labels(values: Any, name: str) -> np.ndarray:
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if array.ndim != 1 or len(array) == 0:
         raise InvalidInputError(f"{name} has shape {array.shape}; one label for each sample (n,) is expected.")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InvalidInputError(f"{name} has labels that are NaN or infinite; give each sample a group.")
+    numbers = array[[isinstance(label, float) for label in array]] if array.dtype.kind == "O" else array
+    missing = array.dtype.kind == "O" and any(label is None for label in array)
+    if missing or (array.dtype.kind in "fO" and not np.isfinite(numbers.astype(float)).all()):
+        raise InvalidInputError(f"{name} has labels that are missing, NaN or infinite; give each sample a group.")
     return array.astype(str) if array.dtype.kind == "O" else array
 
 
@@ -209,11 +227,12 @@ def _rows(values: Any, name: str, m: int, columns: int | None) -> Float[Tensor, 
 def _names(names: Any, m: int) -> tuple[str, ...]:
     if names is None:
         return tuple(f"row {k}" for k in range(m))
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    names = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else (None,)
+    if not all(isinstance(name, str) for name in names):
         raise InvalidTypeError("names of constraints: a sequence of strings is expected.")
     if len(names) != m:
         raise InvalidInputError(f"{len(names)} names were given for {m} rows.")
-    return tuple(names)
+    return names
 
 
 def _stacked(one: Tensor | None, two: Tensor | None) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+_PRICED = 1e-6  # multipliers, relative to the largest, from which on rows are listed
+
 
 class Status(enum.Enum):
     """How a run ended; the value is the sentence a user reads."""
@@ -118,7 +120,8 @@ class ConstraintReport:
     """Constraints A f <= b as the returned network meets them, and what each costs.
 
     ``multipliers`` are at least zero, in units of the objective per unit of the row: raising a limit by a small t
-    changes the optimal value of the program by -multiplier * t. Rows that are not tight have none. Where rows hold as
+    changes the optimal value of the program by -multiplier * t. Rows that are not tight have none, up to the accuracy
+    of the solver. Where rows hold as
     equalities (f <= 1 and f >= 1) multipliers are not unique.
     """
 
@@ -127,10 +130,11 @@ class ConstraintReport:
     limits: tuple[float, ...]  # b
     multipliers: tuple[float, ...]
     violation: float  # the largest A f - b of the network, zero where every row holds
-    tolerance: float  # of that, for every row
+    tolerance: float  # of that, for the row with the largest weights; in proportion to their norm for the others
 
     def __str__(self) -> str:
-        tight = sum(multiplier > 0 for multiplier in self.multipliers)
+        least = _PRICED * max(self.multipliers)  # what a solver leaves at almost zero
+        tight = sum(multiplier > least for multiplier in self.multipliers)
         lines = f"rows      {len(self.names)}, largest violation {self.violation:.1e} (tolerance {self.tolerance:.1e})"
         order = sorted(range(len(self.names)), key=lambda k: -self.multipliers[k])[:5]
         for k in order[:tight]:
@@ -143,8 +147,8 @@ class RobustReport:
     """What a robustly trained network is worth: the convex program behind it, and the patterns that it was built on.
 
     ``objective`` and ``bound`` are of the program over these patterns, worst case included. ``largest_eps`` holds, of
-    hard cones, the largest radius that each sampled pattern survives (the largest of the radii, where they differ); on
-    large data it is what the sampled direction survives, which may be less.
+    hard cones, the largest radius that each sampled pattern survives (the largest of the radii, where they differ; none
+    where all are zero); on large data it is what the sampled direction survives, which may be less.
     """
 
     cones: str  # "hard": the worst case is exact; "soft": an upper bound of it

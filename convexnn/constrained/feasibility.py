@@ -132,7 +132,8 @@ def _independent(basis: np.ndarray, index: Int[Tensor, " k"]) -> Int[Tensor, " e
 
 
 def _tolerance(b: np.ndarray) -> float:
-    return _SHORT * max(1.0, float(np.abs(b).max()))
+    """Negative limits force outputs to be as large; a limit far above zero forces nothing, and counts for nothing."""
+    return _SHORT * max(1.0, float(-b.min()))
 
 
 def minimal_conflict(reach: Reach, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -68,9 +68,8 @@ class Iterate:
         """The longest step that stays inside."""
         cones = longest_step(torch.cat([self.x, self.z]), torch.cat([by.x, by.z]))
         steps = zip(self.pairs(), by.pairs(), strict=True)
-        return min(
-            cones, *(longest_ratio(mine[k], move[k]) for mine, move in steps for k in range(2) if mine[k].numel())
-        )
+        ratios = [longest_ratio(mine[k], move[k]) for mine, move in steps for k in range(2) if mine[k].numel()]
+        return min([cones, *ratios])
 
     def interior(self) -> bool:
         """Whether everything is finite and the pairs are positive."""
@@ -255,8 +254,12 @@ def ended(program: ConstrainedProgram, best: ConstrainedJudgement, tol: float) -
 
 
 def allowed(program: ConstrainedProgram) -> float:
-    """The violation of rows of norm one that counts as none."""
-    return VIOLATION * max(1.0, float(program.rows.b.abs().max()), float(program.problem.loss.targets.abs().max()))
+    """The violation of rows of norm one that counts as none, relative to how large the outputs have to be.
+
+    Targets and negative limits make them large; zero meets every other row, so that a limit of 1e9 that is there to
+    limit nothing gives no room to the others.
+    """
+    return VIOLATION * max(1.0, float(-program.rows.b.min()), float(program.problem.loss.targets.abs().max()))
 
 
 def _judge(place: _Place) -> ConstrainedJudgement:
@@ -306,6 +309,7 @@ def _start(setting: _Setting, share: float) -> Iterate:
     product = problem.weight_decay * tau / len(problem.X)
     F = image.F + constant
     room, k = rows.b - rows.A @ F[:, 0], len(setting.split.free)
-    c = torch.maximum(room, room.abs().mean().clamp(min=1e-3).expand_as(room))[:k]
+    usual = max(1.0, float(problem.loss.targets.abs().max()), float(-room.min())) if len(room) else 1.0
+    c = torch.maximum(room, room.abs().clamp(max=10 * usual).mean().clamp(min=1e-3).expand_as(room))[:k]
     nu, kink = torch.zeros_like(room[k:]), first_kink(problem.loss, F[: setting.program.n])
     return Iterate(x, z, s, (product / s).clamp(min=1e-300), c, product / c, nu, kink, constant)

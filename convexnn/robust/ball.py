@@ -87,15 +87,15 @@ class Ball:
 
     def _project_l1(self, W: Tensor, size: Tensor) -> Tensor:
         """Each entry moved towards zero by t / radius, the t found by sorting."""
-        moves = self.radii > 0
+        moves, out = self.radii > 0, torch.zeros_like(W)
+        if not bool(moves.any()):
+            return out
         V, e = W[..., moves], self.radii[moves]
         knots, order = torch.sort(V.abs() * e, dim=-1, descending=True)
         length = torch.cumsum((V.abs() / e).gather(-1, order), -1) - size[..., None]
         t = (length / torch.cumsum((1 / e**2).expand_as(V).gather(-1, order), -1)).clamp(min=0.0)
         last = ((knots > t).sum(-1, keepdim=True) - 1).clamp(min=0)
-        shrunk = torch.sign(V) * (V.abs() - t.gather(-1, last) / e).clamp(min=0.0)
-        out = torch.zeros_like(W)
-        out[..., moves] = shrunk
+        out[..., moves] = torch.sign(V) * (V.abs() - t.gather(-1, last) / e).clamp(min=0.0)
         return out
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "*lead d"]:
@@ -120,16 +120,18 @@ def read_ball(eps: Any, norm: Any, n_features: int, *, hidden_bias: bool) -> Bal
         InvalidInputError: an unknown norm, radii that are negative, not finite, or not one for each feature.
         InvalidTypeError: radii that are no numbers.
     """
-    if norm not in NORMS:
+    if not isinstance(norm, str) or norm not in NORMS:
         raise InvalidInputError(f"norm is {norm!r}; expected one of {', '.join(NORMS)}.")
-    if isinstance(eps, (bool, np.bool_, str)):
-        raise InvalidTypeError(f"eps={eps!r} is not a radius; a number, or one for each feature, is expected.")
+    wrong = f"eps={eps!r} is not a radius; a number, or one for each feature, is expected."
     try:
-        given = np.asarray(eps.detach().cpu() if isinstance(eps, Tensor) else eps, dtype=np.float64)
+        raw = np.asarray(eps.detach().cpu() if isinstance(eps, Tensor) else eps)
+        if raw.dtype.kind not in "fiuO":  # strings that spell numbers, truth values and complex ones are no radii
+            raise InvalidTypeError(wrong)
+        given = raw.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise InvalidTypeError(
-            f"eps={eps!r} is not a radius; a number, or one for each feature, is expected."
-        ) from error
+        raise InvalidTypeError(wrong) from error
+    if np.ma.is_masked(eps):  # numpy would hand out what lies under the mask
+        raise InvalidInputError("eps has masked entries; one radius for each feature is expected.")
     if given.ndim > 1 or (given.ndim == 1 and len(given) != n_features):
         raise InvalidInputError(
             f"eps has shape {given.shape}; one radius, or one for each of the {n_features} features, is expected."

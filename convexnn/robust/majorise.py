@@ -108,7 +108,7 @@ def majorise(
         status = _rounds(run, limits, began, report)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
-    chosen = _pruned(run.best or run, status)
+    chosen = _pruned(run.best or run, status, run.validation)
     return replace(chosen, history=tuple(run.history), validation=run.validation)
 
 
@@ -161,8 +161,8 @@ def _by_end(problem: Problem, known: Known | None) -> Float[Tensor, "q K n"] | N
     return torch.where(ends[:, None, :] > 0, known[0].T, known[1].T)
 
 
-def _pruned(run: _Run, status: Status) -> Majorised:
-    """Without the neurons that are all but zero."""
+def _pruned(run: _Run, status: Status, known: tuple[float, ...]) -> Majorised:
+    """Without the neurons that are all but zero; ``known`` are the values on held-out samples of all rounds."""
     program, norms = run.program, run.U.norm(dim=1)
     both = program.slopes.mT.expand(2, -1, -1)
     for tolerance in _TOLERANCES:
@@ -170,6 +170,7 @@ def _pruned(run: _Run, status: Status) -> Majorised:
         part = replace(program, signs=program.signs[live], slopes=program.slopes[:, live])
         neurons, slopes = part.network(run.U[live], run.bias), both[:, :, live]
         value = certified_objective(program.problem, program.ball, neurons, slopes)
-        if value <= run.history[-1] * (1 + 1e-9):
+        held = run.held_out is None or run.held_out(neurons) <= min(known) * (1 + 1e-9)
+        if value <= run.history[-1] * (1 + 1e-9) and held:
             break
     return Majorised(neurons, slopes, tuple(run.history), status)

@@ -82,7 +82,7 @@ def _sampled(
         return linear
     if source == "data":
         found = sample_patterns(X, rest, generator)
-    elif source == "gap" and hidden_bias:
+    elif source == "gap" and hidden_bias and len(X) > 1:
         found = _collected(lambda m: _in_gaps(X, ball, m, generator), rest)
     else:
         found = _collected(lambda m: _perturbed(X, ball, m, generator, moved=source == "perturbed"), rest)

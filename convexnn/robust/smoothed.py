@@ -63,7 +63,7 @@ class Smoothed:
     def _reach_width(self) -> float:
         """Of multipliers that are perturbations; a cube's are as long as the root of its dimension."""
         ball = self.program.ball
-        return self.width / (int((ball.radii > 0).sum()) if ball.norm == "linf" else 1)
+        return self.width / (max(1, int((ball.radii > 0).sum())) if ball.norm == "linf" else 1)
 
     @cached_property
     def _norm_width(self) -> float:

@@ -82,7 +82,7 @@ def surviving(patterns: Patterns, found: Survival, ball: Ball) -> Patterns:
         raise InvalidInputError(
             f"no robust cone of the {len(patterns)} patterns has an interior at radius {float(ball.radii.max()):g} "
             f"({ball.norm}); the largest radius that one of them survives is {found.largest(ball):.6g}. Use a smaller "
-            'eps, other patterns, or soft cones (robust_cones="soft").'
+            'eps, other patterns, or soft cones: Robust(eps, cones="soft"), of an estimator robust_cones="soft".'
         )
     return replace(patterns, D=patterns.D[inside], gates=found.directions[inside], complete=False)
 

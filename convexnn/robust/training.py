@@ -19,6 +19,7 @@ from convexnn.result import RobustReport, Status, TraceEntry, relative_gap
 from convexnn.robust.answer import RobustAnswer
 from convexnn.robust.ball import Ball, read_ball
 from convexnn.robust.certified import Known, certified_objective
+from convexnn.robust.duality import RobustJudgement
 from convexnn.robust.first_order import solve_first_order
 from convexnn.robust.in_turn import solve_in_turn
 from convexnn.robust.majorise import majorise
@@ -34,6 +35,7 @@ CONES = ("soft", "hard")
 METHODS = ("global", "auto", "interior-point", "first-order", "reference")
 MAJORISE = "mm"  # the refinement that majorises the certified loss
 
+_SHARES = tuple(0.5**k for k in range(1, 31))  # of the way from the best constant to a point that is worse
 _ACTIVE = 1e-4  # norm of a block, relative to the largest, from which on it is a neuron
 
 Report = Callable[[TraceEntry], None] | None
@@ -61,9 +63,9 @@ class Robust:
     patterns: str = "gap"
 
     def __post_init__(self) -> None:
-        if self.cones not in CONES:
+        if not isinstance(self.cones, str) or self.cones not in CONES:
             raise InvalidInputError(f"cones={self.cones!r} are not known; choose one of {', '.join(CONES)}.")
-        if self.patterns not in SOURCES:
+        if not isinstance(self.patterns, str) or self.patterns not in SOURCES:
             raise InvalidInputError(f"patterns={self.patterns!r} is not known; choose one of {', '.join(SOURCES)}.")
 
 
@@ -129,6 +131,7 @@ def train_robust(
     started = time.perf_counter()
     try:
         solved = _solve(program, method, ProgramLimits(limits.tol, limits.max_seconds), report)
+        solved = replace(solved, judgement=_not_above_constant(program, solved.judgement))
         if refine is True:
             program, solved = _refined(program, solved, limits, started, report)
             patterns = program.patterns
@@ -169,6 +172,16 @@ def _solve(program: AbstractRobustProgram, method: str, limits: ProgramLimits, r
     if program.soft and method != "interior-point":
         return solve_in_turn(program, limits, report=report)
     return solve_working_set(program, limits, report=report)
+
+
+def _not_above_constant(program: AbstractRobustProgram, judged: RobustJudgement) -> RobustJudgement:
+    """A run that was cut short can be above the best constant; the segment between the two may hold better points."""
+    zero, point = program.zero(), judged.point
+    if judged.objective <= program.objective(zero):
+        return judged
+    parts = [ConvexPoint(t * point.U, t * point.bias + (1 - t) * zero.bias) for t in _SHARES]
+    best = min([zero, *parts], key=program.objective)
+    return replace(judged, point=best, objective=program.objective(best))
 
 
 def _majorised(
@@ -244,7 +257,7 @@ def _about(
     moving = radii[radii > 0]
     same = len(moving) > 0 and bool((moving == moving[0]).all())
     eps = (float(moving[0]),) if same else tuple(radii.tolist())
-    largest = sampled.factors * (float(radii.max()) if len(radii) else 0.0)
+    largest = sampled.factors * float(radii.max()) if len(moving) else sampled.factors[:0]  # of a point: nothing
     objective = program.objective(program.zero()) if solved is None else solved.judgement.objective
     bound = -math.inf if solved is None else solved.judgement.bound
     return RobustReport(
@@ -271,6 +284,8 @@ def _answer(program: AbstractRobustProgram, solved: RobustAnswer | None, limits:
     bound, status = solved.judgement.bound, solved.status
     if relative_gap(worth, bound, problem.floor()) <= limits.tol:
         return Answer(constant, worth, bound, Status.CONVERGED, solved.trace, len(solved.trace)), none
+    if not bool((solved.judgement.point.U != 0).any()):
+        return Answer(constant, worth, bound, status, solved.trace, len(solved.trace)), none
     neurons, slopes, objective = _network(program, solved, limits.tol)
     status = Status.SOLVED if status is Status.CONVERGED else status
     return Answer(neurons, objective, bound, status, solved.trace, len(solved.trace)), slopes

@@ -347,3 +347,56 @@ def test_a_network_that_violates_a_row_is_handed_out_with_a_warning():
             X, X[:, 0], weight_decay=1e-2, constraints=limits, method="interior-point", max_seconds=1e-6, random_state=0
         )
     assert result.constraints.violation > result.constraints.tolerance
+
+
+def capped(X, most):
+    """Three outputs at most -1/2; five more at most ``most``."""
+    return output_caps(X[5:8], upper=-0.5) + output_caps(X[:5], upper=most)
+
+
+def test_a_limit_that_limits_nothing_gives_the_others_no_room():
+    """What counts as feasible was relative to the largest limit: beside one of 1e9 a conflict went unseen."""
+    X, _, y = data(n=25)
+    settings = {"loss": "hinge", "weight_decay": 1e-2, "method": "interior-point", "n_patterns": 10, "random_state": 0}
+    near, far = (train(X, np.sign(y), constraints=capped(X, most), **settings) for most in (1e2, 1e9))
+    assert far.status is Status.SOLVED
+    assert far.constraints.violation <= far.constraints.tolerance <= 1e-7
+    assert far.objective == pytest.approx(near.objective, rel=1e-4)
+    torn = capped(X, 1e9) + output_caps(X[5:6], lower=-0.4)
+    with pytest.raises(InfeasibleConstraintsError) as error:
+        train(X, np.sign(y), constraints=torn, **settings)
+    assert error.value.rows == (0, 8)
+
+
+def test_a_small_row_is_held_beside_one_of_large_weights():
+    X, _, y = data(n=25)
+    limits = Constraints(np.vstack([1e8 * np.eye(25)[0], np.eye(25)[1]]), [1e8, -2.0])
+    settings = {"weight_decay": 1e-2, "constraints": limits, "method": "interior-point", "random_state": 0}
+    with pytest.warns(SolverWarning, match="row 1"):  # by more than its own tolerance, and less than the other row's
+        result = train(X, y, max_seconds=1e-6, **settings)
+    assert result.constraints.values[1] > -2.0 + 1e-7
+
+
+def test_rows_that_are_all_equalities_go_with_losses_without_kinks():
+    """The gated program of a logistic loss has then no pair of slack and multiplier at all."""
+    X, _, y = data(n=12)
+    row = np.linspace(-1.0, 2.0, 12)[None]
+    limits = Constraints(np.vstack([row, -row]), [0.3, -0.3])
+    result = train(
+        X,
+        np.sign(y),
+        loss="logistic",
+        weight_decay=1e-2,
+        method="fista",
+        n_patterns=8,
+        constraints=limits,
+        random_state=0,
+    )
+    assert result.constraints.values[0] == pytest.approx(0.3, abs=1e-6)
+
+
+def test_only_rows_that_cost_something_are_listed():
+    X, _, y = data()
+    limits = monotone(X[:3], 0, np.linspace(-1.0, 1.0, 5)) + output_caps(X[:3], upper=50.0)
+    result = train(X, y, weight_decay=1e-2, method="interior-point", n_patterns=20, constraints=limits, random_state=0)
+    assert "not above" not in str(result.constraints)

@@ -69,6 +69,7 @@ def test_sums_of_constraints_keep_every_row():
     assert len(rows.names) == len(both) == 10
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("build", "error", "says"),
     [
@@ -93,6 +94,14 @@ def test_sums_of_constraints_keep_every_row():
         (lambda: monotone(X, 0, [1.0, 1.0]), InvalidInputError, "two different"),
         (lambda: output_caps(X), InvalidInputError, "needs a limit"),
         (lambda: output_caps(X, upper=np.nan), InvalidInputError, "limit of an output"),
+        (lambda: output_caps(X, upper="one"), InvalidTypeError, "limit of an output"),
+        (lambda: output_caps(X, lower=True), InvalidTypeError, "limit of an output"),
+        (lambda: output_caps(X, upper=np.ones(12)), InvalidInputError, "one number is expected"),
+        (lambda: Constraints(np.ones((1, 12)), [1.0], names=5), InvalidTypeError, "names"),
+        (lambda: demographic_parity(np.array(["a", "b", np.nan] * 4, dtype=object), 0.1), InvalidInputError, "missing"),
+        (lambda: demographic_parity(["a", "b", None] * 4, 0.1), InvalidInputError, "missing"),
+        (lambda: monotone(X, True, [0.0, 1.0]), InvalidInputError, "feature=True"),
+        (lambda: monotone(X, 0, [0.0, 1.0], increasing="no"), InvalidTypeError, "increasing"),
         (lambda: demographic_parity(GROUPS, 1.0) + demographic_parity(GROUPS[:9], 1.0), InvalidInputError, "9"),
         (lambda: output_caps(X, upper=1.0) + output_caps(X[:, :2], upper=1.0), InvalidInputError, "columns"),
     ],
@@ -123,3 +132,10 @@ def test_settings_that_do_not_go_with_constraints(options, says):
 def test_anything_else_is_no_constraint():
     with pytest.raises(InvalidTypeError, match="Constraints"):
         train(X, Y, weight_decay=1e-2, constraints=np.ones((1, 12)))
+
+
+def test_names_can_come_from_a_generator():
+    assert Constraints(np.ones((2, 12)), [1.0, 2.0], names=(f"limit {k}" for k in range(2))).names == (
+        "limit 0",
+        "limit 1",
+    )

@@ -236,17 +236,19 @@ def test_held_out_samples_choose_the_round():
     network = torch_network()
     found = lower_worst_case(network, X, y, validation=(X_other, -y_other), **settings)  # what is learnt is wrong there
     best = found.validation.index(min(found.validation))
-    assert len(found.validation) == len(found.history) == best + 1 + 3
+    assert len(found.validation) == len(found.history) <= best + 1 + 3  # or before, where rounds gain nothing
     assert found.objective == pytest.approx(found.history[best], rel=1e-3)  # neurons that only cost are left out
     loss = read_loss("hinge", -y_other, 24)
     samples = Problem(torch.cat([torch.tensor(X_other), torch.ones(24, 1).double()], 1), loss, 1e-3)
     ball, neurons = read_ball(0.05, "linf", 3, hidden_bias=True), from_torch(found.network)
     penalty = 1e-3 * float(neurons.half_squared_norm())
-    assert certified_objective(samples, ball, neurons) - penalty == pytest.approx(min(found.validation), rel=1e-3)
-    assert worst_loss(samples, ball, neurons) - penalty <= min(found.validation) * (1 + 1e-3)
+    held = certified_objective(samples, ball, neurons) - penalty
+    assert held == pytest.approx(min(found.validation), rel=1e-3)
+    assert held <= min(found.validation) * (1 + 1e-8)  # of the network that is handed out, not of one with more neurons
+    assert worst_loss(samples, ball, neurons) - penalty <= min(found.validation) * (1 + 1e-8)
     plain = lower_worst_case(network, X, y, **settings)
     assert plain.validation == ()
-    assert len(plain.history) > len(found.history)
+    assert len(plain.history) >= len(found.history)
 
 
 def test_refinement_by_majorising_certifies_no_less():
@@ -337,3 +339,15 @@ def test_balls_without_reach_change_nothing():
     program = touching(problem, ball, Signed.of(neurons))
     signed = Signed.of(neurons)
     assert program.objective(signed.u, signed.bias) == pytest.approx(problem.objective(neurons.balanced()), rel=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_ball_that_is_a_point_leaves_the_loss_itself(norm):
+    X, y = data()
+    network = torch_network()
+    found = lower_worst_case(network, X, y, robust=Robust(0.0, norm), weight_decay=1e-2, tol=1e-2, max_rounds=1)
+    with torch.no_grad():
+        f = found.network(torch.from_numpy(X))[:, 0].numpy()
+        penalty = 0.5 * 1e-2 * sum(float((weights**2).sum()) for weights in list(found.network.parameters())[:3])
+    assert found.objective == pytest.approx(np.maximum(0.0, 1 - y * f).mean() + penalty, rel=1e-9)
+    assert found.objective < found.history[0]

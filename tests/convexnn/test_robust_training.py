@@ -211,3 +211,53 @@ def test_bad_descriptions_are_named():
         train(X, y, loss="hinge", weight_decay=1e-3, robust=Robust(0.1, "l7"), random_state=0)
     with pytest.raises(InvalidTypeError, match="is not a radius"):
         train(X, y, loss="hinge", weight_decay=1e-3, robust="far", random_state=0)
+
+
+@pytest.mark.parametrize("cones", ["hard", "soft"])
+@pytest.mark.parametrize("loss", ["hinge", "squared"])
+def test_a_run_that_is_cut_short_is_no_worse_than_a_constant(cones, loss):
+    """The first points of the interior point can be far above the best constant."""
+    X, y = data()
+    y[:20], scale = 1.0, 1e3 if loss == "squared" else 1.0
+    given = {"weight_decay": 1e-2, "n_patterns": 12, "random_state": 0, "robust": Robust(0.02, cones=cones)}
+    result = train(X, scale * y, loss=loss, max_seconds=1e-6, **given)
+    share = (y > 0).mean()
+    constant = 2 * min(share, 1 - share) if loss == "hinge" else 0.5 * scale**2 * y.var()
+    assert result.status is Status.MAX_SECONDS
+    assert result.objective <= constant * (1 + 1e-9)
+    assert result.bound <= result.objective
+    assert result.robust.objective <= constant * (1 + 1e-9)
+
+
+def test_radii_that_are_all_zero_are_no_ball_to_survive():
+    X, y = data()
+    result = train(
+        X, y, loss="hinge", weight_decay=1e-2, n_patterns=6, robust=Robust(0.0, cones="hard"), random_state=0
+    )
+    assert result.robust.largest_eps == ()
+
+
+def test_one_sample_is_fitted_by_a_constant():
+    """One sample has no gaps to draw patterns from."""
+    result = train(np.ones((1, 3)), [2.0], weight_decay=0.1, robust=0.1, random_state=0)
+    assert result.status is Status.NULL
+    assert result.objective == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "eps", [[True, False, True], np.array([0.1, 0.1j, 0.1]), ["0.1", "0.1", "0.1"], np.bool_(True), {}, 1j]
+)
+def test_radii_that_are_no_numbers_are_named(eps):
+    X, y = data()
+    with pytest.raises(InvalidTypeError, match="is not a radius"):
+        train(X, y, loss="hinge", weight_decay=1e-2, robust=eps)
+
+
+def test_masked_radii_and_norms_that_are_arrays_are_refused():
+    X, y = data()
+    masked = np.ma.masked_array([0.1, 5.0, 0.1], [0, 1, 0])
+    for how, match in ((masked, "masked"), (Robust(0.1, np.array(["linf", "l2"])), "norm")):
+        with pytest.raises(InvalidInputError, match=match):
+            train(X, y, loss="hinge", weight_decay=1e-2, robust=how)
+    with pytest.raises(InvalidInputError, match="cones"):
+        Robust(0.1, cones=np.array(["soft", "hard"]))
