@@ -80,8 +80,7 @@ class ConstrainedOutcome:
         if float(excess[worst]) > most:
             warnings.warn(
                 f"the network violates a constraint ({rows.names[worst]}) by {float(excess[worst]):.2g} (tolerance "
-                f"{most:.1e}): training ended as {self.answer.status.name}. Give it more time (max_seconds=), or "
-                "another method.",
+                f"{most:.1e}): training ended as {self.answer.status.name}. Raise max_seconds, or try another method.",
                 SolverWarning,
                 stacklevel=4,
             )

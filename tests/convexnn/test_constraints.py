@@ -7,6 +7,7 @@ import torch
 from convexnn import Constraints, demographic_parity, equal_opportunity, monotone, output_caps, train
 from convexnn.constrained.program import read_rows
 from convexnn.errors import InvalidInputError, InvalidTypeError
+from convexnn.result import ConstraintReport
 
 RNG = np.random.default_rng(0)
 X, GROUPS = RNG.standard_normal((12, 3)), np.array(list("abcabcabcabc"))
@@ -139,3 +140,12 @@ def test_names_can_come_from_a_generator():
         "limit 0",
         "limit 1",
     )
+
+
+def test_only_rows_that_cost_something_are_listed():
+    """Interior points leave multipliers of 1e-9 on rows that are not tight."""
+    costs = (0.2, 3e-9, 0.0)
+    report = ConstraintReport(("tight", "loose", "free"), (1.0, 0.0, 0.0), (1.0, 1.0, 1.0), costs, 0.0, 1e-8)
+    assert "tight" in str(report)
+    assert "loose" not in str(report)
+    assert "free" not in str(report)
