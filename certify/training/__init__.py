@@ -2,6 +2,7 @@
 
 from certify.training.attacks import FGSM, PGD, Attack
 from certify.training.bounds import backward_margin_bounds, margin_bounds
+from certify.training.contrast import Contrast
 from certify.training.enclosures import Enclosure
 from certify.training.front import Front, FrontPoint, front
 from certify.training.initialisation import initialise
@@ -36,6 +37,7 @@ __all__ = [
     "AbstractLoss",
     "Adversarial",
     "Attack",
+    "Contrast",
     "Enclosure",
     "Evaluated",
     "ExpIBP",

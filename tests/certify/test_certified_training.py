@@ -11,7 +11,7 @@ from certify_cases import centres, mlp, randomised, seeded
 from torch import nn
 from torch_cases import TORCH_CASES
 
-from certify import CertifyError, InvalidInputError, UnsupportedOp, graph_from_torch, training
+from certify import CertifyError, InvalidInputError, UnsupportedOp, graph_from_torch, training, verify
 from certify.bounds import CROWN, IBP, METHODS
 from certify.ir.torch_rules import RULES as READ
 from certify.properties import margins_of_labels
@@ -303,6 +303,30 @@ def test_stability_is_zero_for_even_layers_and_positive_for_dead_ones():
     dead[0].weight.copy_(torch.eye(4))
     dead[0].bias.fill_(-5.0)
     assert float(training.stability(training.enclose(dead, x, torch.full_like(x, 0.1)))) == pytest.approx(2)
+
+
+@torch.no_grad()
+def test_contrast_makes_points_of_boxes_on_one_side():
+    layer = training.Contrast(0.4, 0.6)
+    x = torch.tensor([[0.0, 0.1, 0.9, 1.0, 0.35, 0.5, 0.62]], dtype=torch.float64)
+    box = training.enclose(layer, x, torch.full_like(x, 0.3))
+    torch.testing.assert_close(box.lower, torch.tensor([[0, 0, 1, 1, 0, 0, 0]], dtype=torch.float64))
+    torch.testing.assert_close(box.upper, torch.tensor([[0, 0, 1, 1, 1, 1, 1]], dtype=torch.float64))
+    torch.testing.assert_close(layer(x)[0, 4:], torch.tensor([0, 0.5, 1], dtype=torch.float64))
+
+    # What follows sees no more of the rest than that: `verify` proves a larger margin by intervals.
+    sums = nn.Linear(7, 2).double()
+    sums.weight.copy_(torch.tensor([[0, 0, 1.0, 1.0, 0, 0, 0], [1.0, 1.0, 0, 0, 0, 0, 0]]))
+    sums.bias.zero_()
+    networks = (sums, nn.Sequential(layer, sums))
+    margins = [verify(n, x[0], label=0, eps=0.3, method="ibp").worst_margin for n in networks]
+    assert margins == pytest.approx([0.6, 2])
+
+
+@pytest.mark.parametrize("limits", [(0.6, 0.4), (0.5, 0.5), (math.nan, 1), (0, math.inf)])
+def test_limits_of_contrast_are_in_order(limits):
+    with pytest.raises(InvalidInputError, match="the lower one first"):
+        training.Contrast(*limits)
 
 
 @torch.no_grad()
