@@ -128,7 +128,7 @@ def _check_count(X: Float[Tensor, "n d"], count: Any) -> None:
     if count > exist:
         raise InvalidInputError(
             f"{count} patterns were asked for, but {len(X)} samples of rank {rank} have at most {exist}; ask for "
-            f'fewer, or for all of them with method="exact".'
+            f'fewer; method="exact" of plain training takes all of them.'
         )
 
 

@@ -229,6 +229,22 @@ def test_a_constant_network_comes_back():
     assert lowered.objective <= 1.0 + 1e-9  # the best constant has a mean hinge of one
 
 
+def test_rounds_end_three_after_the_best_value_and_return_that_network():
+    problem, ball = robust_problem("hinge", 24, 3, 0), read_ball(0.05, "linf", 3, hidden_bias=True)
+    start, values, seen = random_neurons(6, 4, 1, seed=0), iter([3.0, 2.0, 2.5, 4.0, 2.1]), []
+
+    def held_out(neurons):
+        seen.append(neurons)
+        return next(values, 2.0)
+
+    found = majorise(problem, ball, start, ProgramLimits(1e-6, max_steps=9), held_out=held_out)
+    assert found.validation == (3.0, 2.0, 2.5, 4.0, 2.1)
+    assert found.status is Status.STALLED
+    assert found.objective == found.history[1]
+    assert certified_objective(problem, ball, found.neurons, found.slopes) <= found.history[1] * (1 + 1e-9)
+    torch.testing.assert_close(found.neurons(problem.X), seen[1](problem.X), rtol=1e-2, atol=1e-3)
+
+
 def test_held_out_samples_choose_the_round():
     """The network is that of the round with the least worst case on them, and rounds end three later."""
     (X, y), (X_other, y_other) = data(), data(5)
