@@ -181,7 +181,7 @@ def test_polish_ends_where_columns_take_few_values():
     y = rng.standard_normal(60)
     problem = Problem(X, convexnn.data.read_loss("squared", y, 60), 0.01, False)
     settings = {"hidden_bias": False, "output_bias": False, "random_state": 0}
-    result = convexnn.train(X, y, weight_decay=0.01, tol=1e-5, **settings)
+    result = convexnn.train(X, y, weight_decay=0.01, tol=1e-6, **settings)
     at = polish(problem, convexnn.network.from_torch(result.network).balanced(), steps=40)
     assert max(len(torch.nonzero(row)) - (6 - N.shape[1]) for row, N in zip(at.kinks, at.bases, strict=True)) > 0
     assert at.residual < 1e-10
