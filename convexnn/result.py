@@ -121,8 +121,7 @@ class ConstraintReport:
 
     ``multipliers`` are at least zero, in units of the objective per unit of the row: raising a limit by a small t
     changes the optimal value of the program by -multiplier * t. Rows that are not tight have none, up to the accuracy
-    of the solver. Where rows hold as
-    equalities (f <= 1 and f >= 1) multipliers are not unique.
+    of the solver. Where rows hold as equalities (f <= 1 and f >= 1) multipliers are not unique.
     """
 
     names: tuple[str, ...]

@@ -246,7 +246,7 @@ def test_rounds_end_three_after_the_best_value_and_return_that_network():
 
 
 def test_held_out_samples_choose_the_round():
-    """The network is that of the round with the least worst case on them, and rounds end three later."""
+    """The network is that of the round with the least worst case on them, and rounds end three later at most."""
     (X, y), (X_other, y_other) = data(), data(5)
     settings = {"robust": 0.05, "weight_decay": 1e-3, "max_rounds": 7, "tol": 1e-4}
     network = torch_network()
